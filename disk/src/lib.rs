@@ -1,0 +1,34 @@
+//! Asynchronous virtual disks: qcow2 and raw images on io_uring.
+//!
+//! # Architecture
+//!
+//! A front end (an IDE channel, an NBD connection, a test) holds an `Arc<dyn Disk>` and hands it
+//! [`Request`]s from any thread. Behind it stands one single-threaded [`Engine`], which runs each request
+//! as an `async fn` on a local executor and wakes it from the completions of the storage below.
+//! The engine lives on the thread of the event loop and offers one file descriptor to wait on.
+//!
+//! ```text
+//!  Disk::submit ──> Engine ──> qcow2 or raw ──> Storage (io_uring, threads, simulated)
+//!  Request::done <─────────────────────────────────┘
+//! ```
+//!
+//! # I/O model
+//!
+//! Offsets and lengths are bytes and multiples of [`SECTOR_SIZE`]. Data moves straight between the image
+//! file and the memory that a [`Buffer`] names; nobody copies it on the way unless the format demands it.
+//! Requests that are in flight together may complete in any order; a front end that needs an order waits.
+//!
+//! # Error model
+//!
+//! A request ends in `Ok` or in one [`DiskError`], which names the operation, the offset and the cause.
+//! A failed request leaves the image consistent. Nothing that an image contains makes this crate panic.
+//!
+//! This crate knows nothing of KVM or of IDE.
+
+mod buffer;
+mod disk;
+mod memory_disk;
+
+pub use buffer::{Buffer, BufferError};
+pub use disk::{Command, Disk, DiskError, Done, Request, SECTOR_SIZE};
+pub use memory_disk::MemoryDisk;
