@@ -28,6 +28,30 @@ pub trait PortDevice: Send + Sync {
     }
 }
 
+/// A device whose registers are all one byte wide. A wider access is split into bytes at consecutive ports,
+/// as the ISA bus does for 8-bit cards; the last of them may lie beyond the ports that the device claimed.
+pub trait ByteRegisters: Send + Sync {
+    /// An `in` of one byte from the absolute port `port`.
+    fn read_byte(&self, port: u16) -> u8;
+
+    /// An `out` of one byte to the absolute port `port`.
+    fn write_byte(&self, port: u16, value: u8);
+}
+
+impl<T: ByteRegisters> PortDevice for T {
+    fn read(&self, port: u16, data: &mut [u8]) {
+        for (port, byte) in (port..=u16::MAX).zip(data) {
+            *byte = self.read_byte(port);
+        }
+    }
+
+    fn write(&self, port: u16, data: &[u8]) {
+        for (port, byte) in (port..=u16::MAX).zip(data) {
+            self.write_byte(port, *byte);
+        }
+    }
+}
+
 /// Two devices want the same port.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("Ports {first:#x}..={last:#x} of {name} overlap those of {other}")]

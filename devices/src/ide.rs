@@ -1,0 +1,1 @@
+//! The PIIX4 IDE controller and its drives.
