@@ -1,2 +1,35 @@
-//! x
-fn main() {}
+//! `cargo xtask`: boots guests, runs every test, and sets up what both need.
+
+mod boot;
+mod nested;
+mod progress;
+mod setup;
+mod terminal;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Chores of the spindle workspace.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Chore {
+    Boot(boot::Options),
+    Test(test::Options),
+    Setup(setup::Options),
+    Nested(nested::Options),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Chore::parse() {
+        Chore::Boot(options) => boot::boot(&options),
+        Chore::Test(options) => test::test(&options),
+        Chore::Setup(options) => setup::setup(&options).map(|()| ExitCode::SUCCESS),
+        Chore::Nested(options) => nested::nested(&options),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,66 @@
+//! `cargo xtask setup`: Debian packages and guest images.
+
+use anyhow::{Result, bail};
+use guest_images::{Guest, Image, Kernel, NestedHost, REQUIREMENTS, find_program};
+use system_tests::HostKind;
+
+use crate::progress::store_with_progress;
+
+mod apt;
+
+/// Install what the other chores need, and build every guest image. They call it by themselves.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Take the newest stock kernel that apt offers, even if one is there
+    #[arg(long)]
+    refresh: bool,
+}
+
+/// Does it all ahead of time.
+pub fn setup(options: &Options) -> Result<()> {
+    let kind = HostKind::detect();
+    install_missing(kind)?;
+    let (store, progress) = store_with_progress()?;
+    if options.refresh {
+        Kernel::forget(&store)?;
+    }
+    for image in [Image::Tiny, Image::Debian] {
+        let guest = Guest::get(&store, image)?;
+        progress.println(format!(
+            "{}: {}, kernel {}",
+            image.name(),
+            guest.folder().display(),
+            guest.release
+        ));
+    }
+    if kind == HostKind::Nested {
+        NestedHost::get(&store)?;
+    }
+    progress.finish_and_clear();
+    eprintln!("Guests run on: {}", kind.describe());
+    Ok(())
+}
+
+const QEMU: (&str, &str) = ("qemu-system-x86_64", "qemu-system-x86");
+
+/// Installs the Debian packages of programs that are missing.
+pub fn install_missing(kind: HostKind) -> Result<()> {
+    let mut packages: Vec<&str> = Vec::new();
+    let required = REQUIREMENTS.iter().map(|known| (known.program, known.package));
+    let nested = (kind == HostKind::Nested).then_some(QEMU);
+    for (program, package) in required.chain(nested) {
+        if find_program(program).is_none() && !packages.contains(&package) {
+            packages.push(package);
+        }
+    }
+    if packages.is_empty() {
+        return Ok(());
+    }
+    if find_program("apt-get").is_none() {
+        bail!(
+            "Missing programs, and this is no Debian: install what Debian has in {}",
+            packages.join(", ")
+        );
+    }
+    apt::install(&packages)
+}
