@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
-use disk::Disk;
+use disk::{Disk, SECTOR_SIZE};
 use vm_memory::GuestMemoryMmap;
 
 use crate::bus::{BusError, PortBus};
+use crate::ide::ata::{Drive, Identity, IdentityError};
+use crate::ide::channel::Channel;
+use crate::ide::controller::{BusMasterObserver, IdeController};
 use crate::interrupt::InterruptLine;
 use crate::pci::configuration::{Address, CONFIGURATION_PORTS, ConfigurationPorts, PciFunction};
 use crate::pci::host_bridge::HostBridge;
@@ -47,6 +50,8 @@ pub struct DriveConfig {
     pub model: String,
     /// Firmware revision, up to 8 printable ASCII characters.
     pub firmware: String,
+    /// World wide name, if the drive has one: 64 bits, of which the highest four are the naming authority.
+    pub world_wide_name: Option<u64>,
 }
 
 impl DriveConfig {
@@ -57,6 +62,7 @@ impl DriveConfig {
             serial: format!("SP{:08}", index + 1),
             model: "spindle disk".to_owned(),
             firmware: env!("CARGO_PKG_VERSION").to_owned(),
+            world_wide_name: None,
         }
     }
 }
@@ -64,13 +70,37 @@ impl DriveConfig {
 /// A chipset that cannot be built as it was asked for.
 #[derive(Debug, thiserror::Error)]
 pub enum ChipsetError {
+    /// A drive's serial number, model or firmware revision cannot be told to a guest.
+    #[error("Drive {slot}: {source}")]
+    Identity {
+        /// hda to hdd.
+        slot: &'static str,
+        /// Which string, and why not.
+        source: IdentityError,
+    },
+    /// A disk that no ATA command can address.
+    #[error("Drive {slot}: a disk of {capacity} bytes; an IDE disk has 512 bytes to 128 PiB, in whole sectors")]
+    Capacity {
+        /// hda to hdd.
+        slot: &'static str,
+        /// Size of the disk in bytes.
+        capacity: u64,
+    },
     /// A port range is taken.
     #[error(transparent)]
     Bus(#[from] BusError),
 }
 
+/// What users call the four drives.
+const SLOTS: [&str; 4] = ["hda", "hdb", "hdc", "hdd"];
+
+/// One more sector than 48 bits address.
+const MOST_SECTORS: u64 = 1 << 48;
+
 /// The machine's devices. They live as long as the bus that they are on.
-pub struct Chipset {}
+pub struct Chipset {
+    ide: Arc<IdeController>,
+}
 
 impl Chipset {
     /// Builds every device and puts it on the bus.
@@ -78,33 +108,90 @@ impl Chipset {
         let ChipsetConfig {
             memory,
             bus,
-            ide_lines: _,
-            drives: _,
+            ide_lines,
+            drives,
             serial,
             power,
         } = config;
-        let functions: [(Address, Arc<dyn PciFunction>); 3] = [
+        bus.insert(COM1_PORTS, "COM1", serial)?;
+        bus.insert(CMOS_PORTS, "RTC", Arc::new(Rtc::new(&memory)))?;
+        insert_legacy_ports(&bus, &power)?;
+        let ide = Arc::new(build_ide(drives, ide_lines, &memory, &bus)?);
+        let functions: [(Address, Arc<dyn PciFunction>); 4] = [
             (slot::HOST_BRIDGE, Arc::new(HostBridge::default())),
             (slot::ISA, Arc::new(IsaBridge::default())),
+            (slot::IDE, ide.clone()),
             (slot::POWER_MANAGEMENT, Arc::new(PowerManagementFunction::default())),
         ];
         let configuration = ConfigurationPorts::new(functions, ResetControl::new(power.clone()));
         bus.insert(CONFIGURATION_PORTS, "PCI configuration", Arc::new(configuration))?;
-        bus.insert(PM_PORTS, "ACPI", Arc::new(PowerManagement::new(power.clone())))?;
-        bus.insert(EDGE_LEVEL_PORTS, "ELCR", Arc::new(EdgeLevelControl::default()))?;
-        bus.insert(COM1_PORTS, "COM1", serial)?;
-        bus.insert(CMOS_PORTS, "RTC", Arc::new(Rtc::new(&memory)))?;
-        bus.insert(POST_PORT..=POST_PORT, "POST", Arc::new(PostCode))?;
-        let system_control = Arc::new(SystemControl::new(power.clone()));
-        bus.insert(
-            SYSTEM_CONTROL_PORT..=SYSTEM_CONTROL_PORT,
-            "system control",
-            system_control,
-        )?;
-        let keyboard = Arc::new(KeyboardController::new(power));
-        for port in [KEYBOARD_DATA_PORT, KEYBOARD_COMMAND_PORT] {
-            bus.insert(port..=port, "i8042", keyboard.clone())?;
-        }
-        Ok(Self {})
+        bus.insert(PM_PORTS, "ACPI", Arc::new(PowerManagement::new(power)))?;
+        Ok(Self { ide })
     }
+
+    /// Calls `observer` now, and again whenever the guest moves the IDE bus master's ports (BAR4): with the first of
+    /// its 16 ports, or `None` while they answer nowhere. For those who serve some of these ports by other means
+    /// than the bus.
+    pub fn observe_bus_master(&self, observer: BusMasterObserver) {
+        self.ide.observe_bus_master(observer);
+    }
+}
+
+/// The ports that PCs have had from the beginning.
+fn insert_legacy_ports(bus: &PortBus, power: &Arc<dyn PowerControl>) -> Result<(), BusError> {
+    let system_control = Arc::new(SystemControl::new(power.clone()));
+    let keyboard = Arc::new(KeyboardController::new(power.clone()));
+    bus.insert(POST_PORT..=POST_PORT, "POST", Arc::new(PostCode))?;
+    bus.insert(
+        SYSTEM_CONTROL_PORT..=SYSTEM_CONTROL_PORT,
+        "system control",
+        system_control,
+    )?;
+    for port in [KEYBOARD_DATA_PORT, KEYBOARD_COMMAND_PORT] {
+        bus.insert(port..=port, "i8042", keyboard.clone())?;
+    }
+    bus.insert(EDGE_LEVEL_PORTS, "ELCR", Arc::new(EdgeLevelControl::default()))
+}
+
+fn build_ide(
+    configs: [Option<DriveConfig>; 4],
+    lines: [Arc<dyn InterruptLine>; 2],
+    memory: &GuestMemoryMmap,
+    bus: &Arc<PortBus>,
+) -> Result<IdeController, ChipsetError> {
+    let present = configs.each_ref().map(Option::is_some);
+    let mut drives = [None, None, None, None];
+    for (index, config) in configs.into_iter().enumerate() {
+        let accompanied = present[index ^ 1];
+        drives[index] = config
+            .map(|config| build_drive(&config, index, accompanied))
+            .transpose()?;
+    }
+    let [hda, hdb, hdc, hdd] = drives;
+    let [first, second] = lines;
+    let channels = [
+        Channel::new([hda, hdb], first, memory.clone()),
+        Channel::new([hdc, hdd], second, memory.clone()),
+    ];
+    let populated = [present[0] || present[1], present[2] || present[3]];
+    Ok(IdeController::new(channels, populated, bus))
+}
+
+fn build_drive(config: &DriveConfig, index: usize, accompanied: bool) -> Result<Drive, ChipsetError> {
+    let slot = SLOTS[index];
+    let capacity = config.disk.capacity();
+    let sectors = capacity / SECTOR_SIZE;
+    if !(1..MOST_SECTORS).contains(&sectors) || !capacity.is_multiple_of(SECTOR_SIZE) {
+        return Err(ChipsetError::Capacity { slot, capacity });
+    }
+    let identity = Identity::new(
+        &config.serial,
+        &config.model,
+        &config.firmware,
+        config.world_wide_name,
+        index % 2 == 1,
+        accompanied,
+    )
+    .map_err(|source| ChipsetError::Identity { slot, source })?;
+    Ok(Drive::new(identity, config.disk.clone()))
 }

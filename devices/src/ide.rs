@@ -1,1 +1,19 @@
-//! The PIIX4 IDE controller and its drives.
+//! The PIIX4's IDE controller and the drives on its two channels.
+//!
+//! ```text
+//!  controller   the PCI function 00:01.1: which ports the channels and the bus master answer
+//!  channel      one cable: its two drives, the selected one, the interrupt, and when a DMA transfer can run
+//!  bus_master   the channel's bus-master registers          prd   the list of memory that it transfers
+//!  registers    what both ends of the cable call things     ata   a disk drive's state machine and commands
+//! ```
+//!
+//! A drive never has more than one request at its disk. It stays busy (BSY) until that request is done, even when a
+//! reset or a stopped bus master made its outcome pointless. So nothing stale is ever written to guest memory, a later
+//! command cannot overtake an earlier write, and no completion can be mistaken for another's.
+
+pub mod ata;
+mod bus_master;
+pub(crate) mod channel;
+pub mod controller;
+mod prd;
+pub mod registers;

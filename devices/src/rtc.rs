@@ -224,7 +224,7 @@ impl State {
             if self.mode() & BINARY != 0 {
                 value
             } else {
-                (value / 10) << 4 | value % 10
+                ((value / 10) << 4) | (value % 10)
             }
         };
         if index == register::HOURS && self.mode() & HOURS_24 == 0 {

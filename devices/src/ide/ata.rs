@@ -1,0 +1,710 @@
+//! An ATA disk drive: a state machine between a task file and a disk.
+//!
+//! Each entry of [`Drive`] takes one event (a command, a word of data, a completion, a reset), moves the drive on, and
+//! returns the request that it now wants to make of its disk, if any. It knows no threads and no ports: the channel
+//! does the calling, the submitting and the interrupt line.
+
+mod command;
+mod features;
+mod geometry;
+mod identify;
+mod power;
+mod smart;
+mod transfer;
+mod trim;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use disk::{Buffer, Command as DiskCommand, Disk, DiskError, SECTOR_SIZE};
+
+use self::command::{Command, Protocol};
+use self::features::Features;
+use self::geometry::Geometry;
+pub use self::identify::{Identity, IdentityError};
+use self::power::PowerMode;
+use self::smart::Smart;
+use self::transfer::{Addressing, Block, Transfer};
+use super::registers::{Error, Status, TaskFile};
+
+/// Bytes of a sector, as a length in memory.
+const SECTOR: usize = SECTOR_SIZE as usize;
+
+/// The most sectors that READ VERIFY reads at once, to bound its memory.
+const VERIFY_SECTORS: u32 = 256;
+
+/// What a drive wants of its disk next. It is busy until it is told the outcome by [`Drive::completed`].
+type Step = Option<DiskCommand>;
+
+/// A command's end other than success: bits for the error register, and the address to report with them.
+struct Failure {
+    error: Error,
+    address: Option<(u64, Addressing)>,
+}
+
+impl Failure {
+    /// The drive does not do this.
+    const ABORTED: Self = Self {
+        error: Error::ABRT,
+        address: None,
+    };
+
+    fn at(error: Error, lba: u64, addressing: Addressing) -> Self {
+        Self {
+            error,
+            address: Some((lba, addressing)),
+        }
+    }
+}
+
+/// What a command that is not finished waits for.
+enum Phase {
+    /// No command.
+    Idle,
+    /// A reset: waits for the end of SRST (`held`) and of the request in flight.
+    Reset { held: bool },
+    /// The disk fills a block that the guest will read.
+    ReadBlock { transfer: Transfer, buffer: Buffer },
+    /// The guest reads a block; then `rest` of the command follows.
+    DataIn { block: Block, rest: Option<Transfer> },
+    /// The guest fills a block.
+    DataOut { block: Block, sink: Sink },
+    /// The disk takes a block that the guest filled.
+    WriteBlock { transfer: Transfer },
+    /// The bus master has not started, or its table was too short for all of it.
+    DmaWait(Dma),
+    /// The disk and guest memory exchange data, for this many sectors.
+    DmaRun { dma: Dma, buffer: Buffer },
+    /// The bus master was stopped in mid-transfer.
+    DmaStopped,
+    /// READ VERIFY.
+    Verify { transfer: Transfer },
+    /// Everything written becomes durable; then the command is complete.
+    Flush,
+    /// Ranges to discard, in bytes: offset and length.
+    Trim { ranges: VecDeque<(u64, u64)> },
+}
+
+/// Who takes the data that the guest writes by PIO.
+enum Sink {
+    Disk(Transfer),
+    WriteBuffer,
+}
+
+/// What a DMA command transfers.
+#[derive(Clone, Copy)]
+enum Dma {
+    Read(Transfer),
+    Write(Transfer),
+    /// The ranges of DATA SET MANAGEMENT.
+    Trim {
+        bytes: usize,
+    },
+}
+
+/// What a drive asks of the bus master.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct DmaRequest {
+    /// From the drive to memory.
+    pub to_memory: bool,
+    /// Bytes that are still to be transferred.
+    pub bytes: usize,
+}
+
+/// One disk drive.
+pub(crate) struct Drive {
+    identity: Identity,
+    disk: Arc<dyn Disk>,
+    registers: TaskFile,
+    status: Status,
+    error: u8,
+    /// INTRQ, before device selection and nIEN.
+    interrupt: bool,
+    phase: Phase,
+    /// Whether a request is at the disk.
+    in_flight: bool,
+    geometry: Geometry,
+    features: Features,
+    smart: Smart,
+    power: PowerMode,
+    /// READ BUFFER and WRITE BUFFER.
+    sector_buffer: Box<[u8; SECTOR]>,
+}
+
+impl Drive {
+    /// A drive after power-on.
+    pub(crate) fn new(identity: Identity, disk: Arc<dyn Disk>) -> Self {
+        let geometry = Geometry::default_for(disk.capacity() / SECTOR_SIZE);
+        let mut drive = Self {
+            identity,
+            disk,
+            registers: TaskFile::default(),
+            status: Status::BSY,
+            error: 0,
+            interrupt: false,
+            phase: Phase::Idle,
+            in_flight: false,
+            geometry,
+            features: Features::default(),
+            smart: Smart::default(),
+            power: PowerMode::default(),
+            sector_buffer: Box::new([0; SECTOR]),
+        };
+        drive.show_signature();
+        drive
+    }
+
+    /// The disk behind the drive.
+    pub(super) fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
+    }
+
+    /// The status register, without any effect.
+    pub(super) fn status(&self) -> Status {
+        self.status
+    }
+
+    /// Whether a command, or a reset, is under way: the task file is the drive's.
+    pub(super) fn engaged(&self) -> bool {
+        self.status.intersects(Status::BSY | Status::DRQ)
+    }
+
+    /// Whether the drive asks for an interrupt.
+    pub(super) fn interrupt(&self) -> bool {
+        self.interrupt
+    }
+
+    /// The host read the status register or wrote a command: the interrupt is acknowledged.
+    pub(super) fn acknowledge(&mut self) {
+        self.interrupt = false;
+    }
+
+    /// The error register.
+    pub(super) fn error(&self) -> u8 {
+        self.error
+    }
+
+    /// The registers with parameters.
+    pub(super) fn registers(&self) -> &TaskFile {
+        &self.registers
+    }
+
+    /// The registers with parameters, for the host to write. Not while [`Drive::engaged`].
+    pub(super) fn registers_mut(&mut self) -> &mut TaskFile {
+        &mut self.registers
+    }
+
+    /// Sectors of the disk.
+    fn capacity(&self) -> u64 {
+        self.disk.capacity() / SECTOR_SIZE
+    }
+}
+
+/// How commands end, and how they wait. Every change of status, error and interrupt is here.
+impl Drive {
+    /// The drive works on the command itself.
+    fn busy(&mut self) {
+        self.status = Status::BSY;
+    }
+
+    /// The drive waits for the host to move a block of data.
+    fn request_data(&mut self, interrupt: bool) {
+        self.status = Status::DRDY | Status::DSC | Status::DRQ;
+        self.interrupt |= interrupt;
+    }
+
+    /// The command is done.
+    fn complete(&mut self) -> Step {
+        self.phase = Phase::Idle;
+        self.status = Status::DRDY | Status::DSC;
+        self.error = 0;
+        self.interrupt = true;
+        None
+    }
+
+    /// The last block of a PIO read was fetched: the command is done, and its interrupt was the block's.
+    fn complete_silently(&mut self) -> Step {
+        let interrupt = self.interrupt;
+        let step = self.complete();
+        self.interrupt = interrupt;
+        step
+    }
+
+    /// The command failed.
+    fn fail(&mut self, failure: &Failure) -> Step {
+        self.phase = Phase::Idle;
+        self.status = Status::DRDY | Status::DSC | Status::ERR;
+        self.error = failure.error.bits();
+        self.interrupt = true;
+        match failure.address {
+            Some((lba, Addressing::Lba48)) => self.registers.set_lba48(lba),
+            Some((lba, Addressing::Lba28)) => self.registers.set_lba28(lba),
+            Some((lba, Addressing::Chs)) => self.geometry.show(&mut self.registers, lba),
+            None => {}
+        }
+        self.smart.note_error(self.registers, self.error);
+        None
+    }
+
+    /// The drive asks its disk for something.
+    fn ask(&mut self, phase: Phase, command: DiskCommand) -> Step {
+        debug_assert!(!self.in_flight, "one request at a time");
+        self.busy();
+        self.phase = phase;
+        self.in_flight = true;
+        Some(command)
+    }
+
+    /// The drive gives the guest a block that it has at hand, as the whole data of a command.
+    fn give(&mut self, bytes: Vec<u8>) -> Step {
+        self.phase = Phase::DataIn {
+            block: Block::full(bytes),
+            rest: None,
+        };
+        self.request_data(true);
+        None
+    }
+
+    /// The drive takes one sector from the guest. The first block of a command comes without an interrupt.
+    fn take_sector(&mut self, sink: Sink) -> Step {
+        self.phase = Phase::DataOut {
+            block: Block::empty(SECTOR),
+            sink,
+        };
+        self.request_data(false);
+        None
+    }
+}
+
+/// Resets.
+impl Drive {
+    /// SRST was set: whatever the drive does, it stops doing.
+    pub(super) fn hold_reset(&mut self) {
+        self.phase = Phase::Reset { held: true };
+        self.interrupt = false;
+        self.busy();
+    }
+
+    /// SRST was cleared: the reset ends as soon as no request is in flight. Until then the drive is busy, so nothing
+    /// stale happens after the reset.
+    pub(super) fn release_reset(&mut self) {
+        if matches!(self.phase, Phase::Reset { .. }) {
+            self.phase = Phase::Reset { held: false };
+            self.finish_reset();
+        }
+    }
+
+    /// EXECUTE DEVICE DIAGNOSTIC, as either drive of the channel does it. A drive that is still in a reset shows the
+    /// same result when that is done.
+    pub(super) fn diagnose(&mut self, interrupt: bool) {
+        if !self.in_flight {
+            self.show_signature();
+            self.interrupt = interrupt;
+        }
+    }
+
+    fn finish_reset(&mut self) {
+        if !self.in_flight {
+            self.features.software_reset();
+            self.power = PowerMode::default();
+            self.show_signature();
+        }
+    }
+
+    fn show_signature(&mut self) {
+        self.phase = Phase::Idle;
+        self.registers = TaskFile::signature();
+        self.status = Status::DRDY | Status::DSC;
+        self.error = Error::DIAGNOSTIC_PASSED.bits();
+        self.interrupt = false;
+    }
+}
+
+/// Commands.
+impl Drive {
+    /// The host wrote the command register. Commands while [`Drive::engaged`] are lost, as on hardware.
+    pub(super) fn execute(&mut self, opcode: u8) -> Step {
+        if self.engaged() {
+            tracing::debug!(opcode, "ATA command to a busy drive");
+            return None;
+        }
+        self.acknowledge();
+        // A sleeping drive only hears resets (ATA/ATAPI-6, 6.10.3).
+        if self.power == PowerMode::Sleep {
+            return None;
+        }
+        let Some(command) = Command::decode(opcode) else {
+            tracing::debug!(opcode, "ATA command that the drive does not have");
+            return self.fail(&Failure::ABORTED);
+        };
+        self.smart.note_command(opcode);
+        tracing::trace!(?command, registers = ?self.registers, "ATA command");
+        self.dispatch(command).unwrap_or_else(|failure| self.fail(&failure))
+    }
+
+    fn dispatch(&mut self, command: Command) -> Result<Step, Failure> {
+        match command {
+            Command::Read { protocol, extended } => self.start_read(protocol, extended),
+            Command::Write {
+                protocol,
+                extended,
+                fua,
+            } => self.start_write(protocol, extended, fua),
+            Command::Verify { extended } => self.start_verify(extended),
+            Command::FlushCache => Ok(self.ask(Phase::Flush, DiskCommand::Flush)),
+            Command::DataSetManagement => self.start_trim(),
+            Command::IdentifyDevice => {
+                let page = self.identify();
+                Ok(self.give(page))
+            }
+            Command::SetFeatures => self.set_features(),
+            Command::SetMultipleMode => self.set_multiple_mode(),
+            Command::InitializeDeviceParameters => self.initialize_device_parameters(),
+            Command::ReadNativeMaxAddress { extended } => self.read_native_max_address(extended),
+            Command::ReadBuffer => {
+                let bytes = self.sector_buffer.to_vec();
+                Ok(self.give(bytes))
+            }
+            Command::WriteBuffer => Ok(self.take_sector(Sink::WriteBuffer)),
+            Command::Smart => self.smart_command(),
+            Command::CheckPowerMode => {
+                self.registers.count.current = self.power.sector_count();
+                Ok(self.complete())
+            }
+            Command::Power { mode, flush } => {
+                self.power = mode;
+                // Spinning down parks the heads over a disk that has everything.
+                Ok(if flush {
+                    self.ask(Phase::Flush, DiskCommand::Flush)
+                } else {
+                    self.complete()
+                })
+            }
+            Command::Accept => Ok(self.complete()),
+            // NOP always ends with ABRT (ATA/ATAPI-6, 8.17). DEVICE RESET is for packet devices (8.8).
+            Command::Nop | Command::DeviceReset => Err(Failure::ABORTED),
+            // The channel does it, for both drives.
+            Command::ExecuteDeviceDiagnostic => Ok(None),
+        }
+    }
+
+    fn set_multiple_mode(&mut self) -> Result<Step, Failure> {
+        self.features
+            .set_multiple(self.registers.count.current)
+            .ok_or(Failure::ABORTED)?;
+        Ok(self.complete())
+    }
+
+    fn initialize_device_parameters(&mut self) -> Result<Step, Failure> {
+        let heads = (self.registers.device & 0x0f) + 1;
+        self.geometry =
+            Geometry::translated(self.capacity(), heads, self.registers.count.current).ok_or(Failure::ABORTED)?;
+        Ok(self.complete())
+    }
+
+    fn read_native_max_address(&mut self, extended: bool) -> Result<Step, Failure> {
+        let last = self.capacity() - 1;
+        if extended {
+            self.registers.set_lba48(last);
+        } else {
+            self.registers.set_lba28(last.min(transfer::LBA28_SECTORS - 1));
+        }
+        Ok(self.complete())
+    }
+}
+
+/// Reading and writing.
+impl Drive {
+    fn transfer(&self, protocol: Protocol, extended: bool) -> Result<Transfer, Failure> {
+        let mut transfer = Transfer::parse(&self.registers, extended, &self.geometry, self.capacity())?;
+        transfer.block = match protocol {
+            Protocol::Pio | Protocol::Dma => 1,
+            Protocol::Multiple => self.features.multiple().ok_or(Failure::ABORTED)?,
+        };
+        Ok(transfer)
+    }
+
+    fn start_read(&mut self, protocol: Protocol, extended: bool) -> Result<Step, Failure> {
+        let transfer = self.transfer(protocol, extended)?;
+        self.power = PowerMode::Active;
+        Ok(match protocol {
+            Protocol::Dma => self.wait_for_bus_master(Dma::Read(transfer)),
+            Protocol::Pio | Protocol::Multiple => self.read_block(transfer),
+        })
+    }
+
+    fn start_write(&mut self, protocol: Protocol, extended: bool, fua: bool) -> Result<Step, Failure> {
+        if self.disk.read_only() {
+            return Err(Failure::ABORTED);
+        }
+        let mut transfer = self.transfer(protocol, extended)?;
+        transfer.durable = fua || !self.features.write_cache;
+        self.power = PowerMode::Active;
+        Ok(match protocol {
+            Protocol::Dma => self.wait_for_bus_master(Dma::Write(transfer)),
+            Protocol::Pio | Protocol::Multiple => {
+                self.take_block(transfer, false);
+                None
+            }
+        })
+    }
+
+    fn start_verify(&mut self, extended: bool) -> Result<Step, Failure> {
+        let transfer = self.transfer(Protocol::Pio, extended)?;
+        self.power = PowerMode::Active;
+        Ok(self.verify(transfer))
+    }
+
+    fn verify(&mut self, transfer: Transfer) -> Step {
+        let sectors = transfer.sectors.min(VERIFY_SECTORS);
+        let command = DiskCommand::Read {
+            offset: transfer.offset(),
+            buffer: Buffer::zeroed(sectors as usize * SECTOR),
+        };
+        self.ask(Phase::Verify { transfer }, command)
+    }
+
+    fn wait_for_bus_master(&mut self, dma: Dma) -> Step {
+        self.busy();
+        self.phase = Phase::DmaWait(dma);
+        None
+    }
+
+    /// Asks the disk for the next block of a PIO read.
+    fn read_block(&mut self, transfer: Transfer) -> Step {
+        let buffer = Buffer::zeroed(transfer.block_bytes());
+        let command = DiskCommand::Read {
+            offset: transfer.offset(),
+            buffer: buffer.clone(),
+        };
+        self.ask(Phase::ReadBlock { transfer, buffer }, command)
+    }
+
+    /// Asks the guest for the next block of a PIO write.
+    fn take_block(&mut self, transfer: Transfer, interrupt: bool) {
+        self.phase = Phase::DataOut {
+            block: Block::empty(transfer.block_bytes()),
+            sink: Sink::Disk(transfer),
+        };
+        self.request_data(interrupt);
+    }
+
+    /// All data of a write is at the disk.
+    fn written(&mut self, durable: bool) -> Step {
+        if durable {
+            return self.ask(Phase::Flush, DiskCommand::Flush);
+        }
+        self.complete()
+    }
+
+    /// The host reads `data.len()` bytes (2 or 4) from the data register. Without DRQ it reads zeros.
+    pub(super) fn read_data(&mut self, data: &mut [u8]) -> Step {
+        data.fill(0);
+        let Phase::DataIn { block, rest } = &mut self.phase else {
+            return None;
+        };
+        block.read(data);
+        if !block.done() {
+            return None;
+        }
+        match *rest {
+            Some(transfer) => self.read_block(transfer),
+            None => self.complete_silently(),
+        }
+    }
+
+    /// The host writes `data.len()` bytes (2 or 4) to the data register. Without DRQ they are lost.
+    pub(super) fn write_data(&mut self, data: &[u8]) -> Step {
+        let Phase::DataOut { block, .. } = &mut self.phase else {
+            return None;
+        };
+        block.write(data);
+        if !block.done() {
+            return None;
+        }
+        let Phase::DataOut { block, sink } = std::mem::replace(&mut self.phase, Phase::Idle) else {
+            return None;
+        };
+        self.took_block(&block.into_bytes(), &sink)
+    }
+
+    fn took_block(&mut self, bytes: &[u8], sink: &Sink) -> Step {
+        match sink {
+            Sink::Disk(transfer) => {
+                let command = DiskCommand::Write {
+                    offset: transfer.offset(),
+                    buffer: Buffer::from_slice(bytes),
+                };
+                self.ask(Phase::WriteBlock { transfer: *transfer }, command)
+            }
+            Sink::WriteBuffer => {
+                self.sector_buffer.copy_from_slice(bytes);
+                self.complete()
+            }
+        }
+    }
+}
+
+/// DMA.
+impl Drive {
+    /// What the drive wants from the bus master now.
+    pub(super) fn dma_request(&self) -> Option<DmaRequest> {
+        let Phase::DmaWait(dma) = &self.phase else { return None };
+        Some(match dma {
+            Dma::Read(transfer) => DmaRequest {
+                to_memory: true,
+                bytes: transfer.bytes(),
+            },
+            Dma::Write(transfer) => DmaRequest {
+                to_memory: false,
+                bytes: transfer.bytes(),
+            },
+            Dma::Trim { bytes } => DmaRequest {
+                to_memory: false,
+                bytes: *bytes,
+            },
+        })
+    }
+
+    /// The bus master offers this memory: a whole number of sectors, and no more than was asked for.
+    pub(super) fn run_dma(&mut self, buffer: Buffer) -> Step {
+        let Phase::DmaWait(dma) = std::mem::replace(&mut self.phase, Phase::Idle) else {
+            return None;
+        };
+        let command = match &dma {
+            Dma::Read(transfer) => DiskCommand::Read {
+                offset: transfer.offset(),
+                buffer: buffer.clone(),
+            },
+            Dma::Write(transfer) => DiskCommand::Write {
+                offset: transfer.offset(),
+                buffer: buffer.clone(),
+            },
+            // Ranges count only when all of them are here.
+            Dma::Trim { bytes } if buffer.len() < *bytes => return self.wait_for_bus_master(dma),
+            Dma::Trim { .. } => return self.took_trim_ranges(&buffer.to_vec()),
+        };
+        self.ask(Phase::DmaRun { dma, buffer }, command)
+    }
+
+    /// Whether disk and guest memory exchange data.
+    pub(super) fn runs_dma(&self) -> bool {
+        matches!(self.phase, Phase::DmaRun { .. })
+    }
+
+    /// The bus master cannot transfer: its table or a region is not in memory.
+    pub(super) fn refuse_dma(&mut self) {
+        if matches!(self.phase, Phase::DmaWait(_)) {
+            self.fail(&Failure::ABORTED);
+        }
+    }
+
+    /// The bus master was stopped. A transfer that runs cannot be recalled: when it is done, the command is aborted.
+    pub(super) fn stop_dma(&mut self) {
+        if matches!(self.phase, Phase::DmaRun { .. }) {
+            self.phase = Phase::DmaStopped;
+        }
+    }
+
+    /// A part of a DMA transfer is done.
+    fn ran_dma(&mut self, dma: Dma, moved: usize) -> Step {
+        let (Dma::Read(transfer) | Dma::Write(transfer)) = dma else {
+            return self.complete();
+        };
+        let transfer = transfer.advanced((moved / SECTOR) as u32);
+        match dma {
+            _ if transfer.sectors > 0 => self.wait_for_bus_master(match dma {
+                Dma::Read(_) => Dma::Read(transfer),
+                _ => Dma::Write(transfer),
+            }),
+            Dma::Read(_) => self.complete(),
+            _ => self.written(transfer.durable),
+        }
+    }
+}
+
+/// Completions.
+impl Drive {
+    /// The request that the drive made of its disk is done.
+    pub(super) fn completed(&mut self, outcome: Result<(), DiskError>) -> Step {
+        self.in_flight = false;
+        if let Err(error) = &outcome {
+            tracing::debug!(%error, "a drive's disk request failed");
+        }
+        match std::mem::replace(&mut self.phase, Phase::Idle) {
+            Phase::Reset { held } => {
+                self.phase = Phase::Reset { held };
+                if !held {
+                    self.finish_reset();
+                }
+                None
+            }
+            Phase::DmaStopped => self.fail(&Failure::ABORTED),
+            phase => match outcome {
+                Ok(()) => self.succeeded(phase),
+                Err(error) => {
+                    let failure = failure_of(&phase, &error);
+                    self.fail(&failure)
+                }
+            },
+        }
+    }
+
+    fn succeeded(&mut self, phase: Phase) -> Step {
+        match phase {
+            Phase::ReadBlock { transfer, buffer } => {
+                let rest = transfer.advanced(transfer.block_sectors());
+                self.phase = Phase::DataIn {
+                    block: Block::full(buffer.to_vec()),
+                    rest: (rest.sectors > 0).then_some(rest),
+                };
+                self.request_data(true);
+                None
+            }
+            Phase::WriteBlock { transfer } => {
+                let rest = transfer.advanced(transfer.block_sectors());
+                if rest.sectors == 0 {
+                    return self.written(rest.durable);
+                }
+                self.take_block(rest, true);
+                None
+            }
+            Phase::DmaRun { dma, buffer } => self.ran_dma(dma, buffer.len()),
+            Phase::Verify { transfer } => {
+                let rest = transfer.advanced(transfer.sectors.min(VERIFY_SECTORS));
+                if rest.sectors > 0 {
+                    self.verify(rest)
+                } else {
+                    self.complete()
+                }
+            }
+            Phase::Trim { ranges } => self.discard_next(ranges),
+            _ => self.complete(),
+        }
+    }
+}
+
+/// What a failed request means to the guest. Reads fail with UNC, and the address of the request's first sector:
+/// nothing at or beyond it was transferred for sure. Writes and flushes fail with ABRT, since the standard has no bit
+/// of its own for a medium that cannot be written (ATA/ATAPI-6, 8.51 to 8.60).
+fn failure_of(phase: &Phase, error: &DiskError) -> Failure {
+    let (reading, transfer) = match phase {
+        Phase::ReadBlock { transfer, .. } | Phase::Verify { transfer } => (true, transfer),
+        Phase::DmaRun {
+            dma: Dma::Read(transfer),
+            ..
+        } => (true, transfer),
+        Phase::WriteBlock { transfer }
+        | Phase::DmaRun {
+            dma: Dma::Write(transfer),
+            ..
+        } => (false, transfer),
+        _ => return Failure::ABORTED,
+    };
+    let bits = match error {
+        DiskError::OutOfRange { .. } => Error::IDNF,
+        _ if reading => Error::UNC,
+        _ => Error::ABRT,
+    };
+    Failure::at(bits, transfer.lba, transfer.addressing)
+}

@@ -1,0 +1,124 @@
+//! SET FEATURES, SET MULTIPLE MODE, and what they set (ATA/ATAPI-6, 8.46; ATA8-ACS, 7.45).
+
+use disk::Command as DiskCommand;
+
+use super::{Drive, Failure, Phase, Step};
+
+/// The largest block of READ and WRITE MULTIPLE, in sectors (IDENTIFY word 47).
+pub(super) const MOST_MULTIPLE: u8 = 16;
+
+/// The highest mode of each kind.
+const PIO_FLOW_CONTROL_MODES: u8 = 4;
+const MULTIWORD_DMA_MODES: u8 = 2;
+const ULTRA_DMA_MODES: u8 = 5;
+
+/// The DMA mode that the host set. It changes nothing but what IDENTIFY says: memory has one speed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum DmaMode {
+    /// None set yet.
+    None,
+    Multiword(u8),
+    Ultra(u8),
+}
+
+/// The settings of a drive.
+#[derive(Clone, Debug)]
+pub(super) struct Features {
+    pub dma_mode: DmaMode,
+    pub write_cache: bool,
+    pub read_ahead: bool,
+    /// Advanced power management level, when it is on.
+    pub power_management: Option<u8>,
+    /// Acoustic management level, when it is on.
+    pub acoustic_management: Option<u8>,
+    /// Sectors of a block of READ and WRITE MULTIPLE; 0 while they are off.
+    multiple: u8,
+    /// Whether a software reset goes back to the power-on settings.
+    revert: bool,
+}
+
+impl Default for Features {
+    fn default() -> Self {
+        Self {
+            dma_mode: DmaMode::None,
+            write_cache: true,
+            read_ahead: true,
+            power_management: None,
+            acoustic_management: None,
+            multiple: 0,
+            revert: false,
+        }
+    }
+}
+
+impl Features {
+    /// SRST.
+    pub(super) fn software_reset(&mut self) {
+        if self.revert {
+            *self = Self {
+                dma_mode: self.dma_mode,
+                revert: true,
+                ..Self::default()
+            };
+        }
+    }
+
+    /// Sectors of a block of READ and WRITE MULTIPLE; `None` while they are off.
+    pub(super) fn multiple(&self) -> Option<u32> {
+        (self.multiple != 0).then_some(u32::from(self.multiple))
+    }
+
+    /// SET MULTIPLE MODE. `None` if the drive does not do such blocks (8.47: the command is aborted, and multiple mode
+    /// goes off). 0 switches it off.
+    pub(super) fn set_multiple(&mut self, sectors: u8) -> Option<()> {
+        self.multiple = 0;
+        if sectors > MOST_MULTIPLE || sectors != 0 && !sectors.is_power_of_two() {
+            return None;
+        }
+        self.multiple = sectors;
+        Some(())
+    }
+
+    /// Set transfer mode: the mode's kind in the high five bits, its number in the low three.
+    fn set_transfer_mode(&mut self, value: u8) -> Option<()> {
+        let number = value & 0x07;
+        match value >> 3 {
+            // PIO default mode, with or without IORDY; PIO flow control mode.
+            0 if number <= 1 => {}
+            1 if number <= PIO_FLOW_CONTROL_MODES => {}
+            4 if number <= MULTIWORD_DMA_MODES => self.dma_mode = DmaMode::Multiword(number),
+            8 if number <= ULTRA_DMA_MODES => self.dma_mode = DmaMode::Ultra(number),
+            _ => return None,
+        }
+        Some(())
+    }
+}
+
+impl Drive {
+    pub(super) fn set_features(&mut self) -> Result<Step, Failure> {
+        let value = self.registers.count.current;
+        let features = &mut self.features;
+        match self.registers.features.current {
+            0x02 => features.write_cache = true,
+            0x82 => {
+                features.write_cache = false;
+                // What the cache held must not wait any longer.
+                return Ok(self.ask(Phase::Flush, DiskCommand::Flush));
+            }
+            0x03 => features.set_transfer_mode(value).ok_or(Failure::ABORTED)?,
+            0x05 if (0x01..=0xfe).contains(&value) => features.power_management = Some(value),
+            0x85 => features.power_management = None,
+            0x42 => features.acoustic_management = Some(value),
+            0xc2 => features.acoustic_management = None,
+            0x55 => features.read_ahead = false,
+            0xaa => features.read_ahead = true,
+            0x66 => features.revert = false,
+            0xcc => features.revert = true,
+            subcommand => {
+                tracing::debug!(subcommand, value, "SET FEATURES that the drive does not have");
+                return Err(Failure::ABORTED);
+            }
+        }
+        Ok(self.complete())
+    }
+}

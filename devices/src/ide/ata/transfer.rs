@@ -1,0 +1,140 @@
+//! What a read or write command addresses, and the block that PIO moves at a time.
+
+use disk::SECTOR_SIZE;
+
+use super::super::registers::{DEVICE_LBA, Error, TaskFile};
+use super::geometry::Geometry;
+use super::{Failure, SECTOR};
+
+/// Sectors that a 28-bit address reaches.
+pub(super) const LBA28_SECTORS: u64 = 1 << 28;
+
+/// How the command gave its address, and so how an error's address is reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Addressing {
+    Chs,
+    Lba28,
+    Lba48,
+}
+
+/// What is left to transfer of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Transfer {
+    /// The next sector.
+    pub lba: u64,
+    /// Sectors left.
+    pub sectors: u32,
+    /// Sectors of a PIO block.
+    pub block: u32,
+    /// How the address was given.
+    pub addressing: Addressing,
+    /// The data shall be durable before the command completes.
+    pub durable: bool,
+}
+
+impl Transfer {
+    /// The range that the task file holds, if all of it is on a disk of `capacity` sectors. Otherwise IDNF, with the
+    /// address of the first sector that does not exist.
+    pub(super) fn parse(
+        registers: &TaskFile,
+        extended: bool,
+        geometry: &Geometry,
+        capacity: u64,
+    ) -> Result<Self, Failure> {
+        let (addressing, lba) = match (extended, registers.device & DEVICE_LBA != 0) {
+            (true, _) => (Addressing::Lba48, Some(registers.lba48())),
+            (false, true) => (Addressing::Lba28, Some(registers.lba28())),
+            (false, false) => (Addressing::Chs, geometry.lba(registers)),
+        };
+        let sectors = match (extended, registers.count.wide(), registers.count.current) {
+            (true, 0, _) => 65_536,
+            (true, count, _) => u32::from(count),
+            (false, _, 0) => 256,
+            (false, _, count) => u32::from(count),
+        };
+        // A CHS address that the geometry does not have stays in the registers as it is.
+        let lba = lba.ok_or(Failure {
+            error: Error::IDNF,
+            address: None,
+        })?;
+        if lba + u64::from(sectors) > capacity {
+            return Err(Failure::at(Error::IDNF, lba.max(capacity), addressing));
+        }
+        Ok(Self {
+            lba,
+            sectors,
+            block: 1,
+            addressing,
+            durable: false,
+        })
+    }
+
+    /// Where on the disk the next sector is, in bytes.
+    pub(super) fn offset(&self) -> u64 {
+        self.lba * SECTOR_SIZE
+    }
+
+    /// Bytes left.
+    pub(super) fn bytes(&self) -> usize {
+        self.sectors as usize * SECTOR
+    }
+
+    /// Sectors of the next PIO block.
+    pub(super) fn block_sectors(&self) -> u32 {
+        self.block.min(self.sectors)
+    }
+
+    /// Bytes of the next PIO block.
+    pub(super) fn block_bytes(&self) -> usize {
+        self.block_sectors() as usize * SECTOR
+    }
+
+    /// What is left after `sectors` more.
+    pub(super) fn advanced(mut self, sectors: u32) -> Self {
+        self.lba += u64::from(sectors);
+        self.sectors -= sectors;
+        self
+    }
+}
+
+/// A block of data on its way through the data register.
+pub(super) struct Block {
+    bytes: Vec<u8>,
+    at: usize,
+}
+
+impl Block {
+    /// A block for the host to read.
+    pub(super) fn full(bytes: Vec<u8>) -> Self {
+        Self { bytes, at: 0 }
+    }
+
+    /// A block of `length` bytes for the host to fill.
+    pub(super) fn empty(length: usize) -> Self {
+        Self::full(vec![0; length])
+    }
+
+    /// Whether all of it has passed.
+    pub(super) fn done(&self) -> bool {
+        self.at == self.bytes.len()
+    }
+
+    /// The content.
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+
+    /// The next bytes, as many as `data` takes and the block has.
+    pub(super) fn read(&mut self, data: &mut [u8]) {
+        let length = data.len().min(self.bytes.len() - self.at);
+        data[..length].copy_from_slice(&self.bytes[self.at..self.at + length]);
+        self.at += length;
+    }
+
+    /// The inverse of [`Block::read`].
+    pub(super) fn write(&mut self, data: &[u8]) {
+        let length = data.len().min(self.bytes.len() - self.at);
+        self.bytes[self.at..self.at + length].copy_from_slice(&data[..length]);
+        self.at += length;
+    }
+}
