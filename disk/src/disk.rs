@@ -17,7 +17,8 @@ pub trait Disk: Send + Sync {
     fn read_only(&self) -> bool;
 
     /// Starts `request` and returns at once. Its `done` is called exactly once, later, on the engine's
-    /// thread: never from within `submit`, so the caller may hold locks that `done` takes.
+    /// thread: never from within `submit`, so the caller may hold locks that `done` takes. (After the engine was
+    /// closed it is dropped without being called.)
     fn submit(&self, request: Request);
 }
 
@@ -130,14 +131,14 @@ pub enum DiskError {
     #[error("The disk is read-only")]
     ReadOnly,
     /// The host refused: the storage call, where in the image file, and its error.
-    #[error("{operation} at host offset {offset:#x} failed")]
+    #[error("{operation} at host offset {offset:#x} failed: {error}")]
     Io {
         /// The storage operation that failed.
         operation: &'static str,
         /// Where in the image file, in bytes.
         offset: u64,
         /// What the host said.
-        source: io::Error,
+        error: io::Error,
     },
     /// The image contradicts its format at a place that this request needs.
     #[error("The image is corrupt: {0}")]
@@ -145,16 +146,57 @@ pub enum DiskError {
     /// The image uses a feature at this place that spindle does not implement.
     #[error("Unsupported: {0}")]
     Unsupported(&'static str),
-    /// The engine is closed, or an earlier failure made further work unsafe.
+    /// An earlier fdatasync failed. The host may have dropped what it should have stored, so none can succeed any more.
+    #[error("An earlier fdatasync failed; what was written before it may be lost")]
+    DurabilityLost,
+    /// The engine is closed.
     #[error("The disk is closed")]
     Closed,
 }
 
 impl DiskError {
+    /// The same error, for another who waits for the same thing.
+    pub(crate) fn duplicate(&self) -> Self {
+        match self {
+            DiskError::OutOfRange {
+                offset,
+                length,
+                capacity,
+            } => DiskError::OutOfRange {
+                offset: *offset,
+                length: *length,
+                capacity: *capacity,
+            },
+            DiskError::Unaligned { offset, length } => DiskError::Unaligned {
+                offset: *offset,
+                length: *length,
+            },
+            DiskError::ReadOnly => DiskError::ReadOnly,
+            DiskError::Io {
+                operation,
+                offset,
+                error,
+            } => {
+                let error = error
+                    .raw_os_error()
+                    .map_or_else(|| error.kind().into(), io::Error::from_raw_os_error);
+                DiskError::Io {
+                    operation,
+                    offset: *offset,
+                    error,
+                }
+            }
+            DiskError::Corrupt(corruption) => DiskError::Corrupt(corruption.clone()),
+            DiskError::Unsupported(what) => DiskError::Unsupported(what),
+            DiskError::DurabilityLost => DiskError::DurabilityLost,
+            DiskError::Closed => DiskError::Closed,
+        }
+    }
+
     /// Whether the host ran out of space (or quota), so that the same request may succeed later.
     pub fn is_no_space(&self) -> bool {
-        matches!(self, DiskError::Io { source, .. }
-            if matches!(source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG)))
+        matches!(self, DiskError::Io { error, .. }
+            if matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG)))
     }
 }
 

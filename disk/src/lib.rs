@@ -27,8 +27,21 @@
 
 mod buffer;
 mod disk;
+mod engine;
+mod image;
+mod lock;
 mod memory_disk;
+mod open;
+mod qcow2;
+mod raw;
+mod storage;
+mod tasks;
+mod wait;
 
 pub use buffer::{Buffer, BufferError};
-pub use disk::{Command, Disk, DiskError, Done, Request, SECTOR_SIZE};
+pub use disk::{Command, Corruption, Disk, DiskError, Done, Request, SECTOR_SIZE};
+pub use engine::{Aio, CloseError, Engine, EngineError, EngineOptions};
+pub use lock::LockError;
 pub use memory_disk::MemoryDisk;
+pub use open::{Format, OpenCause, OpenError, OpenOptions};
+pub use qcow2::header::HeaderError;

@@ -1,0 +1,310 @@
+//! The engine: one thread, one executor, one way down to the host, any number of images.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags};
+
+use crate::image::Image;
+use crate::open::{OpenError, OpenOptions, Opener};
+use crate::storage::{Ring, Storage, ThreadPool};
+use crate::tasks::Tasks;
+use crate::{Disk, DiskError, Request};
+
+/// How operations reach the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Aio {
+    /// io_uring; where the host forbids it, threads, with a warning.
+    #[default]
+    IoUring,
+    /// A pool of threads.
+    Threads,
+}
+
+/// How an engine works.
+#[derive(Clone, Debug, Default)]
+pub struct EngineOptions {
+    /// How operations reach the host.
+    pub aio: Aio,
+}
+
+/// Why there is no engine.
+#[derive(Debug, thiserror::Error)]
+#[error("Cannot set up asynchronous I/O: {0}")]
+pub struct EngineError(io::Error);
+
+impl From<io::Error> for EngineError {
+    fn from(error: io::Error) -> Self {
+        EngineError(error)
+    }
+}
+
+/// Why an engine could not be closed properly: what it did not make durable.
+#[derive(Debug, thiserror::Error)]
+#[error("Closing {} failed, so the last writes to it may be lost: {cause}", path.display())]
+pub struct CloseError {
+    /// The image.
+    pub path: std::path::PathBuf,
+    /// What failed.
+    pub cause: DiskError,
+}
+
+/// The thread-bound half of all disks: it runs their requests whenever it is polled.
+pub struct Engine {
+    tasks: Tasks,
+    backend: Backend,
+    event_fd: Arc<OwnedFd>,
+    inbox: Arc<Inbox>,
+    images: RefCell<Vec<OpenImage>>,
+}
+
+struct OpenImage {
+    path: std::path::PathBuf,
+    image: Image,
+    read_only: bool,
+}
+
+enum Backend {
+    Uring(Rc<Ring>),
+    Threads(Rc<ThreadPool>),
+}
+
+/// Requests on their way to the engine's thread.
+struct Inbox {
+    /// `None` when the engine is closed.
+    queue: Mutex<Option<VecDeque<(usize, Request)>>>,
+    event_fd: Arc<OwnedFd>,
+}
+
+impl Engine {
+    /// Sets up an engine on this thread.
+    pub fn new(options: EngineOptions) -> Result<Self, EngineError> {
+        let event_fd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        let event_fd = Arc::new(event_fd.map_err(io::Error::from)?);
+        let backend = match options.aio {
+            Aio::IoUring => match Ring::new(event_fd.as_fd()) {
+                Ok(ring) => Backend::Uring(ring),
+                Err(error) => {
+                    tracing::warn!(%error, "io_uring is not available; using threads");
+                    Backend::Threads(ThreadPool::new(&event_fd)?)
+                }
+            },
+            Aio::Threads => Backend::Threads(ThreadPool::new(&event_fd)?),
+        };
+        let inbox = Arc::new(Inbox {
+            queue: Mutex::new(Some(VecDeque::new())),
+            event_fd: event_fd.clone(),
+        });
+        Ok(Self {
+            tasks: Tasks::default(),
+            backend,
+            event_fd,
+            inbox,
+            images: RefCell::default(),
+        })
+    }
+
+    /// Opens an image and the chain of backing files below it. Blocks.
+    pub fn open(&self, options: &OpenOptions) -> Result<Arc<dyn Disk>, OpenError> {
+        let opener = Opener {
+            tasks: &self.tasks,
+            storage: &|file| self.backend.file(file),
+            run: &|open| self.run_to_end(open),
+        };
+        let image = opener.open(options)?;
+        let mut images = self.images.borrow_mut();
+        let handle = Handle {
+            capacity: image.capacity(),
+            read_only: options.read_only,
+            index: images.len(),
+            inbox: self.inbox.clone(),
+        };
+        images.push(OpenImage {
+            path: options.path.clone(),
+            image,
+            read_only: options.read_only,
+        });
+        Ok(Arc::new(handle))
+    }
+
+    /// Readable when [`Engine::poll`] has something to do.
+    pub fn event_fd(&self) -> BorrowedFd<'_> {
+        self.event_fd.as_fd()
+    }
+
+    /// Runs everything that can go on: new requests, and those whose storage operations completed. Never blocks.
+    pub fn poll(&self) {
+        let mut counter = [0; 8];
+        // Nothing to read is fine: then there is no news.
+        let _ = rustix::io::read(&*self.event_fd, &mut counter);
+        loop {
+            let mut progress = self.take_requests();
+            progress |= self.backend.reap() > 0;
+            progress |= self.tasks.run();
+            if !progress {
+                break;
+            }
+        }
+        if let Err(error) = self.backend.submit() {
+            // The entries stay queued; the next poll tries again.
+            tracing::error!(%error, "io_uring does not take submissions");
+        }
+    }
+
+    /// Waits for every request, makes everything durable and releases the images. Requests that are submitted
+    /// from now on fail. Blocks.
+    pub fn close(self) -> Result<(), CloseError> {
+        let last = self.inbox.lock().take();
+        self.spawn_requests(last.unwrap_or_default());
+        self.drain();
+        let mut result = Ok(());
+        for OpenImage { path, image, read_only } in self.images.take() {
+            if read_only {
+                continue;
+            }
+            if let Err(cause) = self.close_image(&image) {
+                tracing::error!(error = %cause, path = %path.display(), "closing an image failed");
+                result = result.and(Err(CloseError { path, cause }));
+            }
+        }
+        result
+    }
+
+    /// In two steps: what the first sets free is written by the second.
+    fn close_image(&self, image: &Image) -> Result<(), DiskError> {
+        let flushing = image.clone();
+        self.run_to_end(async move { flushing.execute(crate::Command::Flush).await })?;
+        self.drain();
+        let finishing = image.clone();
+        self.run_to_end(async move { finishing.finish().await })
+    }
+
+    fn take_requests(&self) -> bool {
+        let requests = self.inbox.lock().as_mut().map(std::mem::take).unwrap_or_default();
+        let progress = !requests.is_empty();
+        self.spawn_requests(requests);
+        progress
+    }
+
+    fn spawn_requests(&self, requests: VecDeque<(usize, Request)>) {
+        for (index, request) in requests {
+            let found = self
+                .images
+                .borrow()
+                .get(index)
+                .map(|open| (open.image.clone(), open.read_only));
+            match found {
+                Some((image, read_only)) => self.tasks.spawn(run_request(image, read_only, request)),
+                None => (request.done)(Err(DiskError::Closed)),
+            }
+        }
+    }
+
+    /// Runs until no task is left.
+    fn drain(&self) {
+        self.poll();
+        while self.tasks.live() > 0 {
+            self.wait();
+            self.poll();
+        }
+    }
+
+    /// Runs `future`, and everything else meanwhile, until it ends.
+    fn run_to_end<T: 'static>(&self, future: impl Future<Output = T> + 'static) -> T {
+        let slot = Rc::new(RefCell::new(None));
+        let result = slot.clone();
+        self.tasks.spawn(async move {
+            let value = future.await;
+            *result.borrow_mut() = Some(value);
+        });
+        loop {
+            self.poll();
+            if let Some(value) = slot.borrow_mut().take() {
+                return value;
+            }
+            self.wait();
+        }
+    }
+
+    /// Blocks until there may be something to do.
+    fn wait(&self) {
+        let mut fds = [PollFd::new(&*self.event_fd, PollFlags::IN)];
+        // Interrupted is as good as woken: the caller looks again.
+        let _ = rustix::event::poll(&mut fds, None);
+    }
+}
+
+async fn run_request(image: Image, read_only: bool, request: Request) {
+    let outcome = match request.command.check(image.capacity(), read_only) {
+        Ok(()) => image.execute(request.command).await,
+        Err(error) => Err(error),
+    };
+    (request.done)(outcome);
+}
+
+impl Backend {
+    fn file(&self, file: File) -> Rc<dyn Storage> {
+        match self {
+            Backend::Uring(ring) => ring.file(file),
+            Backend::Threads(pool) => pool.file(file),
+        }
+    }
+
+    fn reap(&self) -> usize {
+        match self {
+            Backend::Uring(ring) => ring.reap(),
+            Backend::Threads(pool) => pool.reap(),
+        }
+    }
+
+    fn submit(&self) -> io::Result<()> {
+        match self {
+            Backend::Uring(ring) => ring.submit(),
+            Backend::Threads(_) => Ok(()),
+        }
+    }
+}
+
+/// The handle of one image.
+struct Handle {
+    capacity: u64,
+    read_only: bool,
+    index: usize,
+    inbox: Arc<Inbox>,
+}
+
+impl Disk for Handle {
+    fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn submit(&self, request: Request) {
+        self.inbox.push(self.index, request);
+    }
+}
+
+impl Inbox {
+    fn push(&self, index: usize, request: Request) {
+        let Some(queue) = &mut *self.lock() else {
+            // Nobody is left to call `done` later; dropping it tells its owner as much as there is to know.
+            tracing::warn!("a request came after its disk was closed");
+            return;
+        };
+        queue.push_back((index, request));
+        // An eventfd whose counter is full is readable already.
+        let _ = rustix::io::write(&*self.event_fd, &1u64.to_ne_bytes());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<VecDeque<(usize, Request)>>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,247 @@
+//! Opening images by name: the file, its lock, its format, and the files below it.
+
+use std::fs::{File, OpenOptions as FileOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use crate::DiskError;
+use crate::disk::Corruption;
+use crate::image::Image;
+use crate::lock::{self, LockError};
+use crate::qcow2;
+use crate::qcow2::header::{BackingReference, Header, HeaderError, MAGIC, MAX_LENGTH};
+use crate::raw::Raw;
+use crate::storage::{ImageFile, Storage};
+use crate::tasks::Tasks;
+
+/// The longest chain of backing files.
+const MAX_CHAIN: usize = 64;
+
+/// The format of an image. It is always said, never guessed: a guest could write another format's header into a raw disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// qcow2, version 2 or 3.
+    Qcow2,
+    /// The bytes of the disk.
+    Raw,
+}
+
+/// Which image to open, and how.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// The image file or block device.
+    pub path: PathBuf,
+    /// Its format.
+    pub format: Format,
+    /// Refuse writes, and share the image with other readers.
+    pub read_only: bool,
+}
+
+/// Why an image could not be opened. Its text names the file.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {cause}", path.display())]
+pub struct OpenError {
+    /// The image, or the backing file in its chain.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub cause: Box<OpenCause>,
+}
+
+/// What is wrong with an image.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenCause {
+    /// The file cannot be opened or read.
+    #[error("{0}")]
+    File(io::Error),
+    /// It is a directory, a socket or the like.
+    #[error("Neither a regular file nor a block device")]
+    NotAFile,
+    /// Somebody else uses it.
+    #[error("{0}")]
+    Lock(LockError),
+    /// The header is not one, or not one that is supported.
+    #[error("{0}")]
+    Header(HeaderError),
+    /// A table contradicts the format.
+    #[error("The image is corrupt: {0}")]
+    Corrupt(Corruption),
+    /// The file ends before something that it refers to.
+    #[error("The file of {length} bytes is truncated: its {structure} ends at {end}")]
+    Truncated {
+        /// What is missing.
+        structure: &'static str,
+        /// Where it would end, in bytes.
+        end: u64,
+        /// Where the file ends, in bytes.
+        length: u64,
+    },
+    /// Incompatible feature bit 1.
+    #[error("The image is marked corrupt (incompatible feature bit 1); it can only be opened read-only")]
+    MarkedCorrupt,
+    /// Incompatible feature bit 0.
+    #[error(
+        "The image was not closed properly and its refcounts may be wrong (dirty, incompatible feature bit 0); \
+         repair it with `qemu-img check -r all`"
+    )]
+    Dirty,
+    /// Reading the tables failed.
+    #[error("{0}")]
+    Storage(DiskError),
+    /// The backing file is named in a way that is not supported.
+    #[error("Backing file name \"{0}\" is not a path of a file, which is all that is supported")]
+    BackingName(String),
+    /// The format of the backing file is not one that is supported.
+    #[error("Backing format \"{0}\" is not supported; qcow2 and raw are")]
+    BackingFormat(String),
+    /// The image does not say what format its backing file has.
+    #[error(
+        "The format of the backing file \"{0}\" is not recorded, and guessing it is unsafe; \
+         record it with `qemu-img rebase -u -F FORMAT -b FILE IMAGE`"
+    )]
+    BackingFormatMissing(String),
+    /// The chain of backing files leads back to a file that is part of it.
+    #[error("The chain of backing files comes back to this file")]
+    Cycle,
+    /// Too many backing files.
+    #[error("The chain of backing files is longer than {MAX_CHAIN}")]
+    ChainTooLong,
+}
+
+impl From<LockError> for OpenCause {
+    fn from(error: LockError) -> Self {
+        OpenCause::Lock(error)
+    }
+}
+
+impl From<HeaderError> for OpenCause {
+    fn from(error: HeaderError) -> Self {
+        OpenCause::Header(error)
+    }
+}
+
+impl From<DiskError> for OpenCause {
+    fn from(error: DiskError) -> Self {
+        OpenCause::Storage(error)
+    }
+}
+
+/// Opens images for one engine.
+pub(crate) struct Opener<'a> {
+    pub tasks: &'a Tasks,
+    /// Makes a storage of a file.
+    pub storage: &'a dyn Fn(File) -> Rc<dyn Storage>,
+    /// Runs an asynchronous step to its end.
+    pub run: &'a dyn Fn(OpenTask) -> Result<Image, OpenCause>,
+}
+
+/// The asynchronous part of opening an image.
+pub(crate) type OpenTask = std::pin::Pin<Box<dyn Future<Output = Result<Image, OpenCause>>>>;
+
+impl Opener<'_> {
+    /// Opens an image and the chain below it.
+    pub(crate) fn open(&self, options: &OpenOptions) -> Result<Image, OpenError> {
+        self.open_link(options, &mut Vec::new())
+    }
+
+    /// Opens one link of a chain; `above` are the device and inode numbers of those that lead here.
+    fn open_link(&self, options: &OpenOptions, above: &mut Vec<(u64, u64)>) -> Result<Image, OpenError> {
+        let fail = |cause| OpenError {
+            path: options.path.clone(),
+            cause: Box::new(cause),
+        };
+        let file = open_file(options, above).map_err(fail)?;
+        match options.format {
+            Format::Raw => {
+                let file = ImageFile::new((self.storage)(file));
+                let raw = Raw::new(file).map_err(|error| fail(error.into()))?;
+                Ok(Image::Raw(Rc::new(raw)))
+            }
+            Format::Qcow2 => {
+                let header = read_header(&file).map_err(fail)?;
+                let backing = match &header.backing {
+                    None => None,
+                    Some(reference) => {
+                        let options = backing_options(&options.path, reference).map_err(fail)?;
+                        Some(self.open_link(&options, above)?)
+                    }
+                };
+                let file = ImageFile::new((self.storage)(file));
+                let (tasks, read_only) = (self.tasks.clone(), options.read_only);
+                let open = async move {
+                    qcow2::open(tasks, file, header, backing, read_only)
+                        .await
+                        .map(Image::Qcow2)
+                };
+                (self.run)(Box::pin(open)).map_err(fail)
+            }
+        }
+    }
+}
+
+fn open_file(options: &OpenOptions, above: &mut Vec<(u64, u64)>) -> Result<File, OpenCause> {
+    let file = FileOptions::new()
+        .read(true)
+        .write(!options.read_only)
+        .open(&options.path)
+        .map_err(OpenCause::File)?;
+    let metadata = file.metadata().map_err(OpenCause::File)?;
+    if !metadata.is_file() && !metadata.file_type().is_block_device() {
+        return Err(OpenCause::NotAFile);
+    }
+    let identity = (metadata.dev(), metadata.ino());
+    if above.contains(&identity) {
+        return Err(OpenCause::Cycle);
+    }
+    if above.len() == MAX_CHAIN {
+        return Err(OpenCause::ChainTooLong);
+    }
+    above.push(identity);
+    lock::lock(&file, options.read_only)?;
+    Ok(file)
+}
+
+fn read_header(file: &File) -> Result<Header, OpenCause> {
+    let mut bytes = vec![0; MAX_LENGTH];
+    let mut length = 0;
+    while length < bytes.len() {
+        match file.read_at(&mut bytes[length..], length as u64) {
+            Ok(0) => break,
+            Ok(count) => length += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(OpenCause::File(error)),
+        }
+    }
+    Ok(Header::parse(&bytes[..length])?)
+}
+
+/// Where a backing file is, and its format.
+fn backing_options(image: &Path, reference: &BackingReference) -> Result<OpenOptions, OpenCause> {
+    let name = reference.name.strip_prefix("file:").unwrap_or(&reference.name);
+    if name.starts_with("json:") || name.contains("://") {
+        return Err(OpenCause::BackingName(name.to_owned()));
+    }
+    let path = image.parent().unwrap_or(Path::new("")).join(name);
+    let format = match reference.format.as_deref() {
+        Some("qcow2") => Format::Qcow2,
+        Some("raw" | "file" | "host_device") => Format::Raw,
+        Some(other) => return Err(OpenCause::BackingFormat(other.to_owned())),
+        // Old tools did not record it. A qcow2 header says what it is; anything else would be a guess.
+        None if begins_with_magic(&path) => Format::Qcow2,
+        None => return Err(OpenCause::BackingFormatMissing(name.to_owned())),
+    };
+    Ok(OpenOptions {
+        path,
+        format,
+        read_only: true,
+    })
+}
+
+fn begins_with_magic(path: &Path) -> bool {
+    let mut magic = [0; 4];
+    File::open(path)
+        .and_then(|file| file.read_exact_at(&mut magic, 0))
+        .is_ok()
+        && u32::from_be_bytes(magic) == MAGIC
+}

@@ -1,0 +1,357 @@
+//! The metadata cache: slices of L2 tables and of refcount blocks.
+//!
+//! A slice is 4 KiB (or a cluster, if that is smaller), so that one lookup in a large image does not cost a
+//! whole table. The cache knows which slices are dirty; *when* they may be written is the business of
+//! [write-back](super::write_back).
+//!
+//! A [`Slice`] is good until the task that holds it awaits something: afterwards another task may have
+//! evicted it. Using one that is gone is a bug, and is asserted.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::rc::Rc;
+
+use crate::Buffer;
+use crate::storage::Piece;
+use crate::wait::WaitList;
+
+/// The largest slice, in bytes.
+const MAX_SLICE_SIZE: usize = 4096;
+
+/// What a slice is part of. They are written at different times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    L2Table,
+    RefcountBlock,
+}
+
+/// A slice in the cache.
+#[derive(Clone, Copy)]
+pub(crate) struct Slice {
+    slot: usize,
+    /// Where it lies in the image file, in bytes.
+    pub offset: u64,
+}
+
+/// What [`Cache::request`] answers.
+pub(crate) enum Found {
+    /// It is here.
+    Ready(Slice),
+    /// The caller shall read it from the image, then call [`Loading::loaded`].
+    Load(Loading),
+    /// Another task reads it; look again.
+    InProgress,
+    /// Every slot is dirty or being read; look again when something was written back.
+    Full,
+}
+
+/// A slot that is being filled. Dropped without [`Loading::loaded`], it is vacant again.
+pub(crate) struct Loading {
+    cache: Rc<Cache>,
+    slot: usize,
+    offset: u64,
+    finished: bool,
+}
+
+/// A copy of a dirty slice, taken to be written.
+pub(crate) struct DirtySlice {
+    slot: usize,
+    generation: u64,
+    /// Where it belongs in the image file, in bytes.
+    pub offset: u64,
+    /// Its content when the copy was taken.
+    pub content: Buffer,
+}
+
+pub(crate) struct Cache {
+    slice_size: usize,
+    memory: Buffer,
+    slots: RefCell<Slots>,
+    /// Woken when a slice was read, or became clean.
+    pub(crate) changed: WaitList,
+}
+
+#[derive(Default)]
+struct Slots {
+    slots: Vec<Slot>,
+    by_offset: HashMap<u64, usize>,
+    capacity: usize,
+    /// Where the search for a victim goes on (second chance).
+    hand: usize,
+    dirty: [usize; 2],
+    next_generation: u64,
+}
+
+struct Slot {
+    offset: u64,
+    class: Class,
+    state: State,
+    recently_used: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Vacant,
+    Loading,
+    Clean,
+    /// Changed; the number grows with each change, so that a write-back knows whether it wrote the last one.
+    Dirty(u64),
+}
+
+impl Cache {
+    /// A cache of at most `bytes` for an image with clusters of `cluster_size` bytes.
+    pub(crate) fn new(bytes: usize, cluster_size: u64) -> Self {
+        let slice_size = MAX_SLICE_SIZE.min(cluster_size as usize);
+        // Below this, two requests could wait for each other's slots.
+        let capacity = (bytes / slice_size).max(64);
+        let slots = Slots {
+            capacity,
+            ..Slots::default()
+        };
+        let memory = Buffer::zeroed(capacity * slice_size);
+        Self {
+            slice_size,
+            memory,
+            slots: RefCell::new(slots),
+            changed: WaitList::default(),
+        }
+    }
+
+    /// Bytes of a slice.
+    pub(crate) fn slice_size(&self) -> u64 {
+        self.slice_size as u64
+    }
+
+    /// Looks for the slice at `offset` of the image file, or makes room for it.
+    pub(crate) fn request(self: &Rc<Self>, offset: u64, class: Class) -> Found {
+        debug_assert!(offset % self.slice_size() == 0 && offset != 0);
+        let mut slots = self.slots.borrow_mut();
+        if let Some(&slot) = slots.by_offset.get(&offset) {
+            let entry = &mut slots.slots[slot];
+            if entry.state == State::Loading {
+                return Found::InProgress;
+            }
+            entry.recently_used = true;
+            return Found::Ready(Slice { slot, offset });
+        }
+        let Some(slot) = slots.vacate() else { return Found::Full };
+        slots.slots[slot] = Slot {
+            offset,
+            class,
+            state: State::Loading,
+            recently_used: true,
+        };
+        slots.by_offset.insert(offset, slot);
+        Found::Load(Loading {
+            cache: self.clone(),
+            slot,
+            offset,
+            finished: false,
+        })
+    }
+
+    /// Whether a task is reading the slice at `offset`.
+    pub(crate) fn is_loading(&self, offset: u64) -> bool {
+        let slots = self.slots.borrow();
+        slots
+            .by_offset
+            .get(&offset)
+            .is_some_and(|&slot| slots.slots[slot].state == State::Loading)
+    }
+
+    /// The 64-bit big-endian entry number `index` of a slice.
+    pub(crate) fn entry(&self, slice: Slice, index: usize) -> u64 {
+        let mut bytes = [0; 8];
+        self.read(slice, index * 8, &mut bytes);
+        u64::from_be_bytes(bytes)
+    }
+
+    /// Sets the 64-bit big-endian entry number `index` of a slice.
+    pub(crate) fn set_entry(&self, slice: Slice, index: usize, value: u64) {
+        self.write(slice, index * 8, &value.to_be_bytes());
+    }
+
+    /// Copies bytes out of a slice.
+    pub(crate) fn read(&self, slice: Slice, at: usize, bytes: &mut [u8]) {
+        let range = self.place(slice, at, bytes.len());
+        self.memory.copy_to_slice(range.start, bytes);
+    }
+
+    /// Copies bytes into a slice, which becomes dirty.
+    pub(crate) fn write(&self, slice: Slice, at: usize, bytes: &[u8]) {
+        let range = self.place(slice, at, bytes.len());
+        self.memory.copy_from_slice(range.start, bytes);
+        self.slots.borrow_mut().mark_dirty(slice.slot);
+    }
+
+    /// Bytes of all dirty slices.
+    pub(crate) fn dirty_bytes(&self) -> usize {
+        self.slots.borrow().dirty.iter().sum::<usize>() * self.slice_size
+    }
+
+    /// Bytes that the cache can hold.
+    pub(crate) fn capacity(&self) -> usize {
+        self.memory.len()
+    }
+
+    /// Whether slices of this class are dirty.
+    pub(crate) fn has_dirty(&self, class: Class) -> bool {
+        self.slots.borrow().dirty[class as usize] > 0
+    }
+
+    /// Copies of all dirty slices of a class, in file order.
+    pub(crate) fn dirty_slices(&self, class: Class) -> Vec<DirtySlice> {
+        let slots = self.slots.borrow();
+        let dirty = slots
+            .slots
+            .iter()
+            .enumerate()
+            .filter_map(|(slot, entry)| match entry.state {
+                State::Dirty(generation) if entry.class == class => Some((slot, generation, entry.offset)),
+                _ => None,
+            });
+        let mut copies: Vec<_> = dirty
+            .map(|(slot, generation, offset)| {
+                let mut bytes = vec![0; self.slice_size];
+                self.memory.copy_to_slice(slot * self.slice_size, &mut bytes);
+                DirtySlice {
+                    slot,
+                    generation,
+                    offset,
+                    content: Buffer::from_slice(&bytes),
+                }
+            })
+            .collect();
+        copies.sort_by_key(|copy| copy.offset);
+        copies
+    }
+
+    /// These copies are in the image file now. Slices that did not change since are clean.
+    pub(crate) fn written_back(&self, written: &[DirtySlice]) {
+        let mut slots = self.slots.borrow_mut();
+        for copy in written {
+            let entry = &slots.slots[copy.slot];
+            if entry.offset == copy.offset && entry.state == State::Dirty(copy.generation) {
+                slots.set_state(copy.slot, State::Clean);
+            }
+        }
+        drop(slots);
+        self.changed.wake_all();
+    }
+
+    /// Drops slices within these bytes of the image file: they are not the table any more that they were part of.
+    /// A slice that is just being read stays; [`Cache::is_loading_within`] tells.
+    pub(crate) fn forget(&self, range: Range<u64>) {
+        let mut slots = self.slots.borrow_mut();
+        for offset in range.step_by(self.slice_size) {
+            match slots.by_offset.get(&offset).copied() {
+                Some(slot) if slots.slots[slot].state != State::Loading => {
+                    slots.by_offset.remove(&offset);
+                    slots.set_state(slot, State::Vacant);
+                }
+                _ => {}
+            }
+        }
+        drop(slots);
+        self.changed.wake_all();
+    }
+
+    /// Whether a task is reading a slice within these bytes of the image file.
+    pub(crate) fn is_loading_within(&self, range: Range<u64>) -> bool {
+        range.step_by(self.slice_size).any(|offset| self.is_loading(offset))
+    }
+
+    fn place(&self, slice: Slice, at: usize, length: usize) -> Range<usize> {
+        let slots = self.slots.borrow();
+        let entry = &slots.slots[slice.slot];
+        let usable = matches!(entry.state, State::Clean | State::Dirty(_));
+        assert!(
+            usable && entry.offset == slice.offset,
+            "slice {:#x} was used after an await",
+            slice.offset
+        );
+        assert!(at + length <= self.slice_size);
+        let start = slice.slot * self.slice_size + at;
+        start..start + length
+    }
+}
+
+impl Loading {
+    /// The memory to fill.
+    pub(crate) fn piece(&self) -> Piece {
+        let start = self.slot * self.cache.slice_size;
+        Piece {
+            buffer: self.cache.memory.clone(),
+            range: start..start + self.cache.slice_size,
+        }
+    }
+
+    /// The memory holds the slice now.
+    pub(crate) fn loaded(mut self) -> Slice {
+        self.finished = true;
+        self.cache.slots.borrow_mut().set_state(self.slot, State::Clean);
+        self.cache.changed.wake_all();
+        Slice {
+            slot: self.slot,
+            offset: self.offset,
+        }
+    }
+}
+
+impl Drop for Loading {
+    fn drop(&mut self) {
+        if !self.finished {
+            let mut slots = self.cache.slots.borrow_mut();
+            slots.by_offset.remove(&self.offset);
+            slots.set_state(self.slot, State::Vacant);
+            drop(slots);
+            self.cache.changed.wake_all();
+        }
+    }
+}
+
+impl Slots {
+    /// A vacant slot: a new one, or that of a clean slice which was not used for a while.
+    fn vacate(&mut self) -> Option<usize> {
+        if self.slots.len() < self.capacity {
+            self.slots.push(Slot {
+                offset: 0,
+                class: Class::L2Table,
+                state: State::Vacant,
+                recently_used: false,
+            });
+            return Some(self.slots.len() - 1);
+        }
+        // Two turns: the first takes the second chances away.
+        for _ in 0..2 * self.slots.len() {
+            let slot = self.hand;
+            self.hand = (self.hand + 1) % self.slots.len();
+            let entry = &mut self.slots[slot];
+            match entry.state {
+                State::Vacant => return Some(slot),
+                State::Clean if !entry.recently_used => {
+                    self.by_offset.remove(&entry.offset);
+                    return Some(slot);
+                }
+                State::Clean => entry.recently_used = false,
+                State::Loading | State::Dirty(_) => {}
+            }
+        }
+        None
+    }
+
+    fn mark_dirty(&mut self, slot: usize) {
+        self.next_generation += 1;
+        self.set_state(slot, State::Dirty(self.next_generation));
+    }
+
+    fn set_state(&mut self, slot: usize, state: State) {
+        let entry = &mut self.slots[slot];
+        let was_dirty = matches!(entry.state, State::Dirty(_));
+        let is_dirty = matches!(state, State::Dirty(_));
+        self.dirty[entry.class as usize] += usize::from(is_dirty);
+        self.dirty[entry.class as usize] -= usize::from(was_dirty);
+        entry.state = state;
+    }
+}

@@ -1,0 +1,199 @@
+//! Opening an image: its tables are read and checked before the first request.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use super::Qcow2;
+use super::cache::Cache;
+use super::entry::{L1Entry, L2Entry};
+use super::header::Header;
+use super::refcount::{Refcounts, get_refcount};
+use super::write_back::WriteBack;
+use crate::disk::Corruption;
+use crate::image::Image;
+use crate::open::OpenCause;
+use crate::storage::ImageFile;
+use crate::tasks::Tasks;
+use crate::{Buffer, DiskError};
+
+/// Metadata cache of an image, in bytes: L2 slices for 256 GiB at the default cluster size, and their refcounts.
+const CACHE_BYTES: usize = 36 << 20;
+
+/// Where the header keeps autoclear_features.
+const HEADER_AUTOCLEAR: u64 = 88;
+
+/// Opens the image in `file`, whose header was parsed.
+pub(crate) async fn open(
+    tasks: Tasks,
+    file: ImageFile,
+    mut header: Header,
+    backing: Option<Image>,
+    read_only: bool,
+) -> Result<Rc<Qcow2>, OpenCause> {
+    if header.is_corrupt() && !read_only {
+        return Err(OpenCause::MarkedCorrupt);
+    }
+    if header.is_dirty() && !read_only {
+        return Err(OpenCause::Dirty);
+    }
+    let length = file.length()?;
+    let l1 = read_table(
+        &file,
+        "L1 table",
+        header.l1_table_offset,
+        u64::from(header.l1_size),
+        length,
+    )
+    .await?;
+    check_l1(&header, &l1, length)?;
+    let table_entries = (u64::from(header.refcount_table_clusters) << header.cluster_bits) / 8;
+    let table = read_table(
+        &file,
+        "refcount table",
+        header.refcount_table_offset,
+        table_entries,
+        length,
+    )
+    .await?;
+    check_refcount_table(&header, &table, length)?;
+    let image_end = length.next_multiple_of(header.cluster_size());
+    check_not_truncated(&file, &header, &l1, &table, image_end).await?;
+    if header.autoclear_features != 0 && !read_only {
+        clear_autoclear_features(&file, &mut header).await?;
+    }
+    Ok(Rc::new(Qcow2 {
+        tasks,
+        file,
+        cluster_bits: header.cluster_bits,
+        read_only,
+        l1: RefCell::new(l1),
+        l1_dirty: RefCell::default(),
+        l1_in_flight: Rc::default(),
+        refcounts: Refcounts::new(table),
+        cache: Rc::new(Cache::new(CACHE_BYTES, header.cluster_size())),
+        in_flight: Rc::default(),
+        write_back: WriteBack::default(),
+        image_end: Cell::new(image_end),
+        backing,
+        zeroes: Buffer::zeroed(header.cluster_size() as usize),
+        header: RefCell::new(header),
+    }))
+}
+
+/// Reads a table of 64-bit big-endian entries that must lie within the file of `length` bytes.
+async fn read_table(
+    file: &ImageFile,
+    table: &'static str,
+    offset: u64,
+    entries: u64,
+    length: u64,
+) -> Result<Vec<u64>, OpenCause> {
+    let end = offset + entries * 8;
+    if end > length {
+        return Err(OpenCause::Truncated {
+            structure: table,
+            end,
+            length,
+        });
+    }
+    let bytes = file.read_bytes(offset, (entries * 8) as usize).await?;
+    Ok(words(&bytes))
+}
+
+fn words(bytes: &[u8]) -> Vec<u64> {
+    let word = |bytes: &[u8]| bytes.iter().fold(0, |value, byte| value << 8 | u64::from(*byte));
+    bytes.chunks_exact(8).map(word).collect()
+}
+
+fn check_l1(header: &Header, l1: &[u64], length: u64) -> Result<(), OpenCause> {
+    for (index, entry) in l1.iter().enumerate() {
+        let at = header.l1_table_offset + index as u64 * 8;
+        let entry = L1Entry::decode(*entry, at, header.cluster_bits).map_err(OpenCause::Corrupt)?;
+        let end = entry.map_or(0, |entry| entry.table + header.cluster_size());
+        if end > length.next_multiple_of(header.cluster_size()) {
+            return Err(OpenCause::Truncated {
+                structure: "L2 table",
+                end,
+                length,
+            });
+        }
+    }
+    Ok(())
+}
+
+fn check_refcount_table(header: &Header, table: &[u64], length: u64) -> Result<(), OpenCause> {
+    for (index, &entry) in table.iter().enumerate() {
+        let at = header.refcount_table_offset + index as u64 * 8;
+        if entry % header.cluster_size() != 0 || entry >= 1 << 56 {
+            let expected = "a cluster-aligned offset below 2^56";
+            return Err(OpenCause::Corrupt(Corruption {
+                structure: "refcount table entry",
+                at,
+                found: entry,
+                expected,
+            }));
+        }
+        if entry != 0 && entry >= length {
+            return Err(OpenCause::Truncated {
+                structure: "refcount block",
+                end: entry + header.cluster_size(),
+                length,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// A file that is shorter than its refcounts say may be truncated, or a crash may have left leaks at its end. In
+/// that rare case the L2 tables are read, to see whether they refer to what is missing.
+async fn check_not_truncated(
+    file: &ImageFile,
+    header: &Header,
+    l1: &[u64],
+    refcount_table: &[u64],
+    image_end: u64,
+) -> Result<(), OpenCause> {
+    let Some((block, &offset)) = refcount_table.iter().enumerate().rfind(|(_, offset)| **offset != 0) else {
+        return Ok(());
+    };
+    let bytes = file.read_bytes(offset, header.cluster_size() as usize).await?;
+    let per_block = bytes.len() * 8 >> header.refcount_order;
+    let last = (0..per_block).rfind(|index| get_refcount(&bytes, *index, header.refcount_order) != 0);
+    let end = last.map_or(0, |last| ((block * per_block + last) as u64 + 1) << header.cluster_bits);
+    if end <= image_end {
+        return Ok(());
+    }
+    for entry in l1 {
+        let Ok(Some(l1_entry)) = L1Entry::decode(*entry, 0, header.cluster_bits) else {
+            continue;
+        };
+        let table = words(&file.read_bytes(l1_entry.table, header.cluster_size() as usize).await?);
+        for entry in table {
+            let decoded = L2Entry::decode(entry, 0, header.version, header.cluster_bits, u64::MAX);
+            let Some((first, count)) = decoded.ok().and_then(|entry| entry.references(header.cluster_bits)) else {
+                continue;
+            };
+            let end = (first + count) << header.cluster_bits;
+            if first << header.cluster_bits >= image_end {
+                return Err(OpenCause::Truncated {
+                    structure: "data cluster",
+                    end,
+                    length: image_end,
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Autoclear bits promise that something beside the format matches it. Who writes without knowing what, clears them.
+async fn clear_autoclear_features(file: &ImageFile, header: &mut Header) -> Result<(), DiskError> {
+    tracing::warn!(
+        bits = header.autoclear_features,
+        "clearing autoclear feature bits that are not understood"
+    );
+    file.write_bytes(HEADER_AUTOCLEAR, &0u64.to_be_bytes()).await?;
+    file.sync().await?;
+    header.autoclear_features = 0;
+    Ok(())
+}

@@ -1,0 +1,472 @@
+//! Refcounts (qcow2 spec, "Host cluster management"): who uses a host cluster, and finding free ones.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::io;
+use std::rc::Rc;
+
+use super::Qcow2;
+use super::cache::{Class, Slice};
+use super::header::MAX_REFCOUNT_TABLE_BYTES;
+use super::in_flight::InFlight;
+use super::order::{Allocated, Clusters};
+use crate::DiskError;
+use crate::disk::Corruption;
+
+/// Host offsets have 56 bits.
+const MAX_HOST_OFFSET: u64 = 1 << 56;
+
+/// Where the header keeps refcount_table_offset, followed by refcount_table_clusters.
+const HEADER_REFCOUNT_TABLE: u64 = 48;
+
+/// The refcount table and the allocator's state.
+pub(super) struct Refcounts {
+    /// Offsets of the refcount blocks in bytes; 0 where there is none.
+    table: RefCell<Vec<u64>>,
+    /// Sectors of the table that differ from the image file.
+    table_dirty: RefCell<BTreeSet<usize>>,
+    /// No cluster before this one is free.
+    cursor: Cell<u64>,
+    /// Held by who adds a block or moves the table; used by who writes the table.
+    pub(super) table_in_flight: Rc<InFlight>,
+}
+
+/// Table entries in a sector.
+const TABLE_ENTRIES_PER_SECTOR: usize = 64;
+
+impl Refcounts {
+    pub(super) fn new(table: Vec<u64>) -> Self {
+        // Cluster 0 holds the header, whatever its refcount says.
+        Self {
+            table: RefCell::new(table),
+            table_dirty: RefCell::default(),
+            cursor: Cell::new(1),
+            table_in_flight: Rc::default(),
+        }
+    }
+
+    /// Whether the table differs from the image file.
+    pub(super) fn table_is_dirty(&self) -> bool {
+        !self.table_dirty.borrow().is_empty()
+    }
+
+    /// Takes the dirty sectors of the table: byte offset within the table, and content.
+    pub(super) fn take_dirty_sectors(&self) -> Vec<(u64, Vec<u8>)> {
+        let table = self.table.borrow();
+        self.table_dirty
+            .take()
+            .into_iter()
+            .map(|sector| sector_of(&table, sector))
+            .collect()
+    }
+
+    /// These sectors could not be written.
+    pub(super) fn restore_dirty_sectors(&self, sectors: impl IntoIterator<Item = u64>) {
+        let sectors = sectors
+            .into_iter()
+            .map(|offset| offset as usize / (8 * TABLE_ENTRIES_PER_SECTOR));
+        self.table_dirty.borrow_mut().extend(sectors);
+    }
+}
+
+/// Sector number `sector` of a table of 64-bit big-endian entries: byte offset within the table, and content.
+pub(super) fn sector_of(table: &[u64], sector: usize) -> (u64, Vec<u8>) {
+    let first = sector * TABLE_ENTRIES_PER_SECTOR;
+    let last = (first + TABLE_ENTRIES_PER_SECTOR).min(table.len());
+    (
+        first as u64 * 8,
+        table[first..last]
+            .iter()
+            .flat_map(|entry| entry.to_be_bytes())
+            .collect(),
+    )
+}
+
+/// Where the refcount of a cluster is found.
+enum Place {
+    /// In the slice at `offset`, as entry `index`.
+    Slice { offset: u64, index: u64 },
+    /// Nowhere yet: block number `block` does not exist, so the refcount is 0.
+    NoBlock { block: u64 },
+}
+
+/// Reads entry `index` of packed refcounts of `1 << order` bits.
+pub(super) fn get_refcount(bytes: &[u8], index: usize, order: u32) -> u64 {
+    match order {
+        0..=2 => {
+            let bits = 1 << order;
+            let bit = index * bits;
+            u64::from(bytes[bit / 8] >> (bit % 8)) & ((1 << bits) - 1)
+        }
+        _ => {
+            let width = 1 << (order - 3);
+            bytes[index * width..][..width]
+                .iter()
+                .fold(0, |value, byte| value << 8 | u64::from(*byte))
+        }
+    }
+}
+
+/// Writes entry `index` of packed refcounts of `1 << order` bits. `value` fits.
+pub(super) fn set_refcount(bytes: &mut [u8], index: usize, order: u32, value: u64) {
+    match order {
+        0..=2 => {
+            let bits = 1 << order;
+            let bit = index * bits;
+            let mask = ((1u8 << bits) - 1) << (bit % 8);
+            let byte = &mut bytes[bit / 8];
+            *byte = *byte & !mask | (value as u8) << (bit % 8);
+        }
+        _ => {
+            let width = 1 << (order - 3);
+            bytes[index * width..][..width].copy_from_slice(&value.to_be_bytes()[8 - width..]);
+        }
+    }
+}
+
+impl Qcow2 {
+    /// Step 1: finds up to `wanted` contiguous free clusters (at least one) and gives them a refcount of one.
+    pub(super) async fn allocate(self: &Rc<Self>, wanted: u64) -> Result<Allocated, DiskError> {
+        loop {
+            let start = self.refcounts.cursor.get();
+            if start >= MAX_HOST_OFFSET >> self.cluster_bits {
+                return Err(self.too_large("allocate a cluster"));
+            }
+            match self.refcount_place(start) {
+                Place::NoBlock { block } => self.add_refcount_block(block).await?,
+                Place::Slice { offset, index } => {
+                    let slice = self.slice(offset, Class::RefcountBlock).await?;
+                    // Others may have allocated while the slice was read.
+                    if self.refcounts.cursor.get() != start {
+                        continue;
+                    }
+                    if let Some(clusters) = self.take_free_run(slice, start, index as usize, wanted) {
+                        self.check_not_metadata(clusters)?;
+                        let end = (clusters.first + clusters.count) << self.cluster_bits;
+                        let fresh = clusters.first << self.cluster_bits >= self.image_end.get();
+                        self.image_end.set(self.image_end.get().max(end));
+                        let fresh = fresh && self.file.fresh_reads_zero();
+                        return Ok(Allocated::new(self.clone(), clusters, fresh));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes the first run of free clusters in a slice whose entry `index` is cluster `start`.
+    fn take_free_run(&self, slice: Slice, start: u64, index: usize, wanted: u64) -> Option<Clusters> {
+        let order = self.refcount_order();
+        let mut bytes = vec![0; self.cache.slice_size() as usize];
+        self.cache.read(slice, 0, &mut bytes);
+        let entries = self.refcounts_per_slice() as usize;
+        let is_free = |entry: &usize| get_refcount(&bytes, *entry, order) == 0;
+        let Some(first) = (index..entries).find(is_free) else {
+            self.refcounts.cursor.set(start + (entries - index) as u64);
+            return None;
+        };
+        let count = (first..entries).take(wanted as usize).take_while(is_free).count();
+        for entry in first..first + count {
+            set_refcount(&mut bytes, entry, order, 1);
+        }
+        let changed = first * (1 << order) / 8..((first + count) * (1 << order)).div_ceil(8);
+        self.cache.write(slice, changed.start, &bytes[changed]);
+        let clusters = Clusters {
+            first: start + (first - index) as u64,
+            count: count as u64,
+        };
+        self.refcounts.cursor.set(clusters.first + clusters.count);
+        Some(clusters)
+    }
+
+    /// Takes back clusters that were allocated and never linked.
+    pub(super) fn give_back(self: &Rc<Self>, clusters: Clusters) {
+        let image = self.clone();
+        self.tasks.spawn(async move {
+            if let Err(error) = image.decrement_refcounts(clusters).await {
+                tracing::warn!(%error, ?clusters, "clusters leak");
+            }
+        });
+    }
+
+    /// Takes one reference from each cluster; those without another are free again.
+    pub(super) async fn decrement_refcounts(self: &Rc<Self>, clusters: Clusters) -> Result<(), DiskError> {
+        let order = self.refcount_order();
+        for cluster in clusters.first..clusters.first + clusters.count {
+            let at = cluster << self.cluster_bits;
+            let unreferenced = Corruption {
+                structure: "refcount of the cluster",
+                at,
+                found: 0,
+                expected: "at least 1, since it is in use",
+            };
+            let Place::Slice { offset, index } = self.refcount_place(cluster) else {
+                return Err(self.corrupt(unreferenced));
+            };
+            let slice = self.slice(offset, Class::RefcountBlock).await?;
+            let (at_byte, within, width) = packed_place(index as usize, order);
+            let mut bytes = [0; 8];
+            self.cache.read(slice, at_byte, &mut bytes[..width]);
+            let refcount = get_refcount(&bytes, within, order);
+            if refcount == 0 {
+                return Err(self.corrupt(unreferenced));
+            }
+            set_refcount(&mut bytes, within, order, refcount - 1);
+            self.cache.write(slice, at_byte, &bytes[..width]);
+            if refcount == 1 {
+                // If it was a table, its slices must not be written over what comes next.
+                self.cache.forget(at..at + self.cluster_size());
+                self.refcounts.cursor.set(self.refcounts.cursor.get().min(cluster));
+            }
+        }
+        Ok(())
+    }
+
+    fn refcount_order(&self) -> u32 {
+        self.header.borrow().refcount_order
+    }
+
+    fn refcounts_per_slice(&self) -> u64 {
+        self.cache.slice_size() * 8 >> self.refcount_order()
+    }
+
+    /// log2 of the clusters that one refcount block describes.
+    fn block_bits(&self) -> u32 {
+        self.cluster_bits + 3 - self.refcount_order()
+    }
+
+    fn refcount_place(&self, cluster: u64) -> Place {
+        let block = cluster >> self.block_bits();
+        match self.refcounts.table.borrow().get(block as usize) {
+            None | Some(0) => Place::NoBlock { block },
+            Some(offset) => {
+                let within = cluster & ((1 << self.block_bits()) - 1);
+                let slice = within / self.refcounts_per_slice();
+                let index = within % self.refcounts_per_slice();
+                Place::Slice {
+                    offset: offset + slice * self.cache.slice_size(),
+                    index,
+                }
+            }
+        }
+    }
+
+    /// An image whose refcounts call the header or a table free must not be written.
+    fn check_not_metadata(&self, clusters: Clusters) -> Result<(), DiskError> {
+        let header = self.header.borrow();
+        let start = clusters.first << self.cluster_bits;
+        let end = start + (clusters.count << self.cluster_bits);
+        let table_bytes = u64::from(header.refcount_table_clusters) << self.cluster_bits;
+        let tables = [
+            (
+                "refcount of the L1 table",
+                header.l1_table_offset,
+                self.l1.borrow().len() as u64 * 8,
+            ),
+            (
+                "refcount of the refcount table",
+                header.refcount_table_offset,
+                table_bytes,
+            ),
+            (
+                "refcount of the snapshot table",
+                header.snapshot_table_offset,
+                u64::from(header.snapshot_count),
+            ),
+        ];
+        for (structure, at, length) in tables {
+            if length > 0 && start < at + length && at < end {
+                return Err(self.corrupt(Corruption {
+                    structure,
+                    at,
+                    found: 0,
+                    expected: "at least 1",
+                }));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes refcount block number `block`: it describes itself, as its own first cluster. That cluster is free, since
+    /// no block described it. The table entry is written behind a barrier, by the next write-back.
+    async fn add_refcount_block(self: &Rc<Self>, block: u64) -> Result<(), DiskError> {
+        let growing = self.refcounts.table_in_flight.change_mapping(0..1).await;
+        let entries = self.refcounts.table.borrow().len() as u64;
+        if block >= entries {
+            let old = self.grow_refcount_table(entries).await?;
+            drop(growing);
+            return self.decrement_refcounts(old).await;
+        }
+        if self.refcounts.table.borrow()[block as usize] != 0 {
+            return Ok(());
+        }
+        let cluster = block << self.block_bits();
+        let offset = cluster << self.cluster_bits;
+        self.check_not_metadata(Clusters {
+            first: cluster,
+            count: 1,
+        })?;
+        if cluster == 0 {
+            let at = self.header.borrow().refcount_table_offset;
+            let expected = "a refcount block for the header's cluster";
+            return Err(self.corrupt(Corruption {
+                structure: "refcount table entry",
+                at,
+                found: 0,
+                expected,
+            }));
+        }
+        let mut content = vec![0; self.cluster_size() as usize];
+        set_refcount(&mut content, 0, self.refcount_order(), 1);
+        self.image_end
+            .set(self.image_end.get().max(offset + self.cluster_size()));
+        self.file.write_bytes(offset, &content).await?;
+        self.forget_cached(Clusters {
+            first: cluster,
+            count: 1,
+        })
+        .await;
+        self.refcounts.table.borrow_mut()[block as usize] = offset;
+        self.refcounts
+            .table_dirty
+            .borrow_mut()
+            .insert(block as usize / TABLE_ENTRIES_PER_SECTOR);
+        Ok(())
+    }
+
+    /// Moves the refcount table, which has `entries`, to a larger place: behind all that it could describe, along
+    /// with the blocks that describe that place. One header write makes it the table. Returns the old one's clusters.
+    async fn grow_refcount_table(self: &Rc<Self>, entries: u64) -> Result<Clusters, DiskError> {
+        let first = entries << self.block_bits();
+        let layout = TableLayout::after(entries, self.block_bits(), self.cluster_bits);
+        let too_large = layout.table_clusters << self.cluster_bits > MAX_REFCOUNT_TABLE_BYTES.max(self.cluster_size());
+        if too_large || first >= MAX_HOST_OFFSET >> self.cluster_bits {
+            return Err(self.too_large("grow the refcount table"));
+        }
+        let blocks_at = first << self.cluster_bits;
+        let table_at = blocks_at + (layout.blocks << self.cluster_bits);
+        let end = table_at + (layout.table_clusters << self.cluster_bits);
+        let block_size = self.cluster_size();
+
+        let mut blocks = vec![0; (layout.blocks * block_size) as usize];
+        for cluster in 0..(layout.blocks + layout.table_clusters) as usize {
+            // Blocks are contiguous and full, so the packed entries run on from one to the next.
+            set_refcount(&mut blocks, cluster, self.refcount_order(), 1);
+        }
+        let mut table = self.refcounts.table.borrow().clone();
+        table.extend((0..layout.blocks).map(|block| blocks_at + block * block_size));
+        table.resize((layout.table_clusters * block_size / 8) as usize, 0);
+        let table_bytes: Vec<u8> = table.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+
+        self.image_end.set(self.image_end.get().max(end));
+        self.file.write_bytes(blocks_at, &blocks).await?;
+        self.file.write_bytes(table_at, &table_bytes).await?;
+        self.file.sync().await?;
+        let mut pointer = table_at.to_be_bytes().to_vec();
+        pointer.extend((layout.table_clusters as u32).to_be_bytes());
+        self.file.write_bytes(HEADER_REFCOUNT_TABLE, &pointer).await?;
+        self.file.sync().await?;
+        self.forget_cached(Clusters {
+            first,
+            count: layout.blocks,
+        })
+        .await;
+
+        let mut header = self.header.borrow_mut();
+        let old = Clusters {
+            first: header.refcount_table_offset >> self.cluster_bits,
+            count: u64::from(header.refcount_table_clusters),
+        };
+        header.refcount_table_offset = table_at;
+        header.refcount_table_clusters = layout.table_clusters as u32;
+        *self.refcounts.table.borrow_mut() = table;
+        self.refcounts.table_dirty.borrow_mut().clear();
+        Ok(old)
+    }
+
+    fn too_large(&self, operation: &'static str) -> DiskError {
+        let offset = self.image_end.get();
+        DiskError::Io {
+            operation,
+            offset,
+            error: io::Error::from_raw_os_error(libc::EFBIG),
+        }
+    }
+}
+
+/// The bytes that hold packed entry `index`: where they begin, the entry's index among them, and how many they are.
+fn packed_place(index: usize, order: u32) -> (usize, usize, usize) {
+    if order < 3 {
+        let per_byte = 8 >> order;
+        (index / per_byte, index % per_byte, 1)
+    } else {
+        let width = 1 << (order - 3);
+        (index * width, 0, width)
+    }
+}
+
+/// How large a new refcount table is, and how many new blocks describe it and themselves.
+#[derive(Debug, PartialEq, Eq)]
+struct TableLayout {
+    blocks: u64,
+    table_clusters: u64,
+}
+
+impl TableLayout {
+    /// A layout with room for half as many entries again as there were.
+    fn after(entries: u64, block_bits: u32, cluster_bits: u32) -> Self {
+        let entries_per_cluster = 1 << (cluster_bits - 3);
+        let mut layout = Self {
+            blocks: 1,
+            table_clusters: 1,
+        };
+        loop {
+            let blocks = (layout.blocks + layout.table_clusters).div_ceil(1 << block_bits);
+            let table_clusters = (entries + entries / 2 + blocks).div_ceil(entries_per_cluster);
+            let next = Self {
+                blocks: blocks.max(layout.blocks),
+                table_clusters: table_clusters.max(layout.table_clusters),
+            };
+            if next == layout {
+                return layout;
+            }
+            layout = next;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refcounts_of_every_width_are_packed_as_the_specification_says() {
+        for order in 0..=6 {
+            let mut bytes = vec![0; 64];
+            let max = u64::MAX >> (64 - (1 << order));
+            for index in 0..8 {
+                set_refcount(&mut bytes, index, order, (index as u64 + 1) & max);
+            }
+            for index in 0..8 {
+                assert_eq!(
+                    get_refcount(&bytes, index, order),
+                    (index as u64 + 1) & max,
+                    "order {order}"
+                );
+            }
+        }
+        let mut bytes = vec![0; 8];
+        set_refcount(&mut bytes, 1, 0, 1);
+        assert_eq!(bytes[0], 0b10, "below a byte the least significant bits come first");
+        set_refcount(&mut bytes, 1, 4, 0x1234);
+        assert_eq!(&bytes[2..4], [0x12, 0x34], "from a byte on they are big-endian");
+    }
+
+    #[test]
+    fn a_new_refcount_table_has_room_for_itself() {
+        for (entries, block_bits, cluster_bits) in [(64, 8, 9), (64, 6, 9), (8192, 15, 16), (1 << 20, 3, 9)] {
+            let layout = TableLayout::after(entries, block_bits, cluster_bits);
+            assert!(layout.blocks << block_bits >= layout.blocks + layout.table_clusters);
+            assert!(layout.table_clusters << (cluster_bits - 3) > entries + layout.blocks);
+        }
+    }
+}

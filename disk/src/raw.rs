@@ -1,0 +1,52 @@
+//! Raw images: the bytes of the disk, and nothing else.
+
+use crate::storage::{ImageFile, Piece};
+use crate::{Buffer, DiskError, SECTOR_SIZE};
+
+/// Zeros are written in pieces of this many bytes.
+const ZEROES_AT_ONCE: u64 = 1 << 20;
+
+/// An open raw image.
+pub(crate) struct Raw {
+    file: ImageFile,
+    capacity: u64,
+}
+
+impl Raw {
+    /// The file as a disk. A last sector that is not whole is filled up with zeros.
+    pub(crate) fn new(file: ImageFile) -> Result<Self, DiskError> {
+        let capacity = file.length()?.next_multiple_of(SECTOR_SIZE);
+        Ok(Self { file, capacity })
+    }
+
+    pub(crate) fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    pub(crate) async fn read(&self, offset: u64, target: Piece) -> Result<(), DiskError> {
+        self.file.read(offset, smallvec::smallvec![target]).await
+    }
+
+    pub(crate) async fn write(&self, offset: u64, source: Piece) -> Result<(), DiskError> {
+        self.file.write(offset, smallvec::smallvec![source]).await
+    }
+
+    pub(crate) async fn write_zeroes(&self, mut offset: u64, length: u64) -> Result<(), DiskError> {
+        let end = offset + length;
+        let zeroes = Buffer::zeroed(length.min(ZEROES_AT_ONCE) as usize);
+        while offset < end {
+            let count = (end - offset).min(zeroes.len() as u64);
+            let piece = Piece {
+                buffer: zeroes.clone(),
+                range: 0..count as usize,
+            };
+            self.write(offset, piece).await?;
+            offset += count;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn flush(&self) -> Result<(), DiskError> {
+        self.file.sync().await
+    }
+}

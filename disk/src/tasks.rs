@@ -1,0 +1,93 @@
+//! The local executor: every request, and what must outlive one, is a task on it.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use async_executor::LocalExecutor;
+
+use crate::DiskError;
+use crate::storage::Transfer;
+
+/// A handle to the executor of one engine.
+#[derive(Clone, Default)]
+pub(crate) struct Tasks {
+    executor: Rc<LocalExecutor<'static>>,
+    live: Rc<Cell<usize>>,
+}
+
+impl Tasks {
+    /// Runs `future` to its end, on its own.
+    pub(crate) fn spawn(&self, future: impl Future<Output = ()> + 'static) {
+        let live = self.live.clone();
+        live.set(live.get() + 1);
+        let task = self.executor.spawn(async move {
+            future.await;
+            live.set(live.get() - 1);
+        });
+        task.detach();
+    }
+
+    /// Tasks that have not ended.
+    pub(crate) fn live(&self) -> usize {
+        self.live.get()
+    }
+
+    /// Runs every task that can go on. Returns whether there was one.
+    pub(crate) fn run(&self) -> bool {
+        let mut progress = false;
+        while self.executor.try_tick() {
+            progress = true;
+        }
+        progress
+    }
+
+    /// Awaits `transfer` and gives `kept` back when it is done. When the caller stops waiting, the transfer still
+    /// runs to its end, and `kept` (the memory, clusters or place in the order that it needs) lives until then.
+    pub(crate) fn finish<T: 'static>(&self, transfer: Transfer, kept: T) -> Finish<T> {
+        Finish {
+            tasks: self.clone(),
+            running: Some((transfer, kept)),
+        }
+    }
+}
+
+/// See [`Tasks::finish`].
+pub(crate) struct Finish<T: 'static> {
+    tasks: Tasks,
+    running: Option<(Transfer, T)>,
+}
+
+impl<T: Unpin> Future for Finish<T> {
+    type Output = Result<T, DiskError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some((transfer, _)) = &mut self.running else {
+            return Poll::Pending;
+        };
+        let Poll::Ready(result) = Pin::new(transfer).poll(context) else {
+            return Poll::Pending;
+        };
+        let kept = self.running.take().map(|(_, kept)| kept);
+        match (result, kept) {
+            (Ok(()), Some(kept)) => Poll::Ready(Ok(kept)),
+            (Err(error), _) => Poll::Ready(Err(error)),
+            (Ok(()), None) => Poll::Pending,
+        }
+    }
+}
+
+impl<T: 'static> Drop for Finish<T> {
+    fn drop(&mut self) {
+        if let Some((transfer, kept)) = self.running.take() {
+            self.tasks.spawn(async move {
+                if let Err(error) = transfer.await {
+                    tracing::debug!(%error, "a transfer failed after its request was dropped");
+                }
+                drop(kept);
+            });
+        }
+    }
+}
