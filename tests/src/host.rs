@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use guest_images::{Guest, NestedHost, Store, dump_from_ext4, ext4_from_directory};
+use guest_images::{Guest, Image, NestedHost, Store, dump_from_ext4, ext4_from_directory};
 
+use crate::create_overlay;
 use crate::nested::{Nested, NestedOptions};
 use crate::run::{Outcome, Run, follow};
 use crate::{direct, spindle};
@@ -100,6 +101,32 @@ impl Host {
             }
         }
         Ok(host)
+    }
+
+    /// A host ready to boot the guest `image`, made from nothing: guest images and spindle are built if they are not there.
+    /// The root disk is [`Host::ROOT_DISK`], an empty overlay.
+    ///
+    /// # Errors
+    /// If any of it cannot be built.
+    pub fn for_guest(image: Image) -> Result<Host> {
+        let store = Store::open(&spindle::target_folder(), |step| eprintln!("{step}"))?;
+        let guest = Guest::get(&store, image)?;
+        let host = Host::new(&store, &spindle::static_spindle()?, Some(&guest))?;
+        host.add_overlay()?;
+        Ok(host)
+    }
+
+    /// The root disk that [`Host::add_overlay`] adds, relative to the work folder.
+    pub const ROOT_DISK: &str = "disks/root.qcow2";
+
+    /// Adds [`Host::ROOT_DISK`], an empty overlay over the guest's disk.
+    ///
+    /// # Errors
+    /// If `qemu-img` refuses, or the host has run already.
+    pub fn add_overlay(&self) -> Result<()> {
+        let overlay = self.staging().join("root.qcow2");
+        create_overlay(&overlay, "../base/disk.qcow2")?;
+        self.add_file(Host::ROOT_DISK, &overlay)
     }
 
     /// Which kind it is.

@@ -10,9 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use guest_images::{Guest, Image};
-use system_tests::{
-    Boot, End, ExecOutput, Host, HostKind, Input, Outcome, Run, create_overlay, static_spindle, target_folder,
-};
+use system_tests::{Boot, End, ExecOutput, Host, HostKind, Input, Outcome, Run, static_spindle, target_folder};
 
 use crate::progress::store_with_progress;
 use crate::setup::install_missing;
@@ -29,9 +27,12 @@ pub struct Options {
     /// Run this shell command instead of a shell, print its output and exit with its exit code
     #[arg(long, value_name = "CMD")]
     exec: Option<String>,
-    /// Write to the disk in target/kept-disks/, which later boots with --keep find again (default: a fresh overlay)
+    /// Write to a disk that later boots with --keep find again (default: a fresh overlay)
     #[arg(long)]
     keep: bool,
+    /// Where the disks of --keep are (default: target/kept-disks)
+    #[arg(long, value_name = "FOLDER", requires = "keep")]
+    kept_disks: Option<PathBuf>,
     /// CPUs of the guest
     #[arg(long, value_name = "N", default_value_t = 1)]
     cpus: u32,
@@ -64,7 +65,7 @@ impl From<ImageName> for Image {
     }
 }
 
-const DISK: &str = "disks/root.qcow2";
+const DISK: &str = Host::ROOT_DISK;
 
 /// Boots the guest; the exit code is that of `--exec`, or else 0 for a guest that powered off.
 pub fn boot(options: &Options) -> Result<ExitCode> {
@@ -82,14 +83,10 @@ pub fn boot(options: &Options) -> Result<ExitCode> {
     progress.finish_and_clear();
     host.guest_memory = options.memory;
 
-    let kept = options.keep.then(|| kept_disk(&guest)).transpose()?;
+    let kept = options.keep.then(|| kept_disk(options, &guest)).transpose()?;
     match &kept {
         Some(disk) => host.add_file(DISK, disk)?,
-        None => {
-            let overlay = host.staging().join("root.qcow2");
-            create_overlay(&overlay, "../base/disk.qcow2")?;
-            host.add_file(DISK, &overlay)?;
-        }
+        None => host.add_overlay()?,
     }
     let set_up = begin.elapsed();
     let (outcome, exit_code) = run(options, &host)?;
@@ -157,8 +154,11 @@ fn run(options: &Options, host: &Host) -> Result<(Outcome, Option<i32>)> {
 }
 
 /// The disk that `--keep` writes to: a copy of the guest's own, made at its first use and never remade by itself.
-fn kept_disk(guest: &Guest) -> Result<PathBuf> {
-    let folder = target_folder().join("kept-disks");
+fn kept_disk(options: &Options, guest: &Guest) -> Result<PathBuf> {
+    let folder = options
+        .kept_disks
+        .clone()
+        .unwrap_or_else(|| target_folder().join("kept-disks"));
     fs::create_dir_all(&folder).with_context(|| format!("Cannot create {}", folder.display()))?;
     let disk = folder.join(format!("{}.qcow2", guest.image.name()));
     if !disk.exists() {
