@@ -20,6 +20,7 @@
 //! This crate knows nothing of KVM, of the VMM or of its disk engine.
 
 mod apt;
+pub mod bare_metal;
 mod busybox;
 mod error;
 mod ext4;

@@ -1,2 +1,45 @@
-//! x
-fn main() {}
+//! The `spindle` binary: the command line, and nothing else.
+
+use std::io;
+use std::panic;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+use tracing::level_filters::LevelFilter;
+use vmm::cli::{Cli, Command, run};
+use vmm::console;
+use vmm::exit_code::Ending;
+
+fn main() -> ExitCode {
+    let start = Instant::now();
+    let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_max_level(LevelFilter::from(cli.log))
+        .with_target(false)
+        .init();
+    restore_terminal_on_panic();
+    let Command::Run(arguments) = &cli.command;
+    let ending = run::run(arguments, start);
+    match &ending {
+        Ending::PowerOff => {}
+        Ending::Failure(error) => eprintln!("spindle: error: {}", one_line(error)),
+        other => eprintln!("spindle: {other}"),
+    }
+    ExitCode::from(&ending)
+}
+
+/// A panic message belongs on a terminal that can show it.
+fn restore_terminal_on_panic() {
+    let report = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        console::restore_terminal();
+        report(panic);
+    }));
+}
+
+/// The error and its causes, whatever they contain.
+fn one_line(error: &anyhow::Error) -> String {
+    format!("{error:#}").replace('\n', " ")
+}

@@ -1,0 +1,256 @@
+//! `--disk PATH[,format=qcow2|raw][,slot=hda..hdd][,readonly][,root]`
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use disk::Format;
+
+/// Where an IDE drive is plugged in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot(usize);
+
+/// In the order of the chipset: primary master and slave, secondary master and slave.
+const SLOT_NAMES: [&str; Slot::COUNT] = ["hda", "hdb", "hdc", "hdd"];
+
+impl Slot {
+    /// How many there are.
+    pub const COUNT: usize = 4;
+
+    /// 0 is hda.
+    pub fn index(self) -> usize {
+        self.0
+    }
+
+    /// `hda` to `hdd`.
+    pub fn name(self) -> &'static str {
+        SLOT_NAMES[self.0]
+    }
+}
+
+/// One `--disk`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskArgument {
+    /// The image file.
+    pub path: PathBuf,
+    /// Its format; never guessed.
+    pub format: Format,
+    /// Where it is plugged in, if the user said so.
+    pub slot: Option<Slot>,
+    /// The guest cannot write.
+    pub read_only: bool,
+    /// The kernel is told to mount it as its root.
+    pub root: bool,
+}
+
+/// A `--disk` that does not read as one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DiskArgumentError {
+    /// There is no path.
+    #[error("the path is missing")]
+    NoPath,
+    /// No such option.
+    #[error(
+        "unknown option \"{0}\"; there are format=qcow2|raw, slot=hda..hdd, readonly and root (a comma in the path is written twice)"
+    )]
+    UnknownOption(String),
+    /// An option that was said before.
+    #[error("\"{0}\" is said twice")]
+    Twice(&'static str),
+    /// A format that is not known.
+    #[error("format \"{0}\" is not known; say qcow2 or raw")]
+    Format(String),
+    /// A slot that is not there.
+    #[error("there is no slot \"{0}\"; say hda, hdb, hdc or hdd")]
+    Slot(String),
+}
+
+impl FromStr for DiskArgument {
+    type Err = DiskArgumentError;
+
+    fn from_str(text: &str) -> Result<Self, DiskArgumentError> {
+        let mut fields = split_fields(text).into_iter();
+        let path = fields.next().unwrap_or_default();
+        if path.is_empty() {
+            return Err(DiskArgumentError::NoPath);
+        }
+        let mut format = None;
+        let mut slot = None;
+        let mut read_only = None;
+        let mut root = None;
+        for field in fields {
+            let (name, value) = match field.split_once('=') {
+                Some((name, value)) => (name, Some(value)),
+                None => (field.as_str(), None),
+            };
+            match (name, value) {
+                ("format", Some(value)) => set(&mut format, "format", parse_format(value)?)?,
+                ("slot", Some(value)) => set(&mut slot, "slot", parse_slot(value)?)?,
+                ("readonly", None) => set(&mut read_only, "readonly", true)?,
+                ("root", None) => set(&mut root, "root", true)?,
+                _ => return Err(DiskArgumentError::UnknownOption(field)),
+            }
+        }
+        Ok(Self {
+            path: path.into(),
+            format: format.unwrap_or(Format::Qcow2),
+            slot,
+            read_only: read_only.unwrap_or(false),
+            root: root.unwrap_or(false),
+        })
+    }
+}
+
+/// Splits at single commas; a double comma is a comma.
+fn split_fields(text: &str) -> Vec<String> {
+    let mut fields = vec![String::new()];
+    let mut characters = text.chars().peekable();
+    while let Some(character) = characters.next() {
+        if character == ',' && characters.next_if_eq(&',').is_none() {
+            fields.push(String::new());
+        } else if let Some(field) = fields.last_mut() {
+            field.push(character);
+        }
+    }
+    fields
+}
+
+fn set<T>(option: &mut Option<T>, name: &'static str, value: T) -> Result<(), DiskArgumentError> {
+    match option.replace(value) {
+        Some(_) => Err(DiskArgumentError::Twice(name)),
+        None => Ok(()),
+    }
+}
+
+fn parse_format(text: &str) -> Result<Format, DiskArgumentError> {
+    match text {
+        "qcow2" => Ok(Format::Qcow2),
+        "raw" => Ok(Format::Raw),
+        _ => Err(DiskArgumentError::Format(text.to_owned())),
+    }
+}
+
+fn parse_slot(text: &str) -> Result<Slot, DiskArgumentError> {
+    SLOT_NAMES
+        .iter()
+        .position(|name| *name == text)
+        .map(Slot)
+        .ok_or_else(|| DiskArgumentError::Slot(text.to_owned()))
+}
+
+/// Disks that cannot be plugged in together.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SlotsError {
+    /// Two disks for one slot.
+    #[error("two disks are for slot {0}")]
+    Taken(&'static str),
+    /// More disks than slots.
+    #[error("there are {0} disks, and an IDE controller takes {max}", max = Slot::COUNT)]
+    TooMany(usize),
+    /// Two root disks.
+    #[error("two disks are marked as the root disk")]
+    TwoRoots,
+}
+
+/// Plugs the disks in: first those with a slot of their own, then the others into the first free slots in order.
+pub fn assign_slots(disks: &[DiskArgument]) -> Result<[Option<&DiskArgument>; Slot::COUNT], SlotsError> {
+    if disks.len() > Slot::COUNT {
+        return Err(SlotsError::TooMany(disks.len()));
+    }
+    if disks.iter().filter(|disk| disk.root).count() > 1 {
+        return Err(SlotsError::TwoRoots);
+    }
+    let mut slots = [None; Slot::COUNT];
+    for disk in disks {
+        if let Some(slot) = disk.slot {
+            if slots[slot.index()].replace(disk).is_some() {
+                return Err(SlotsError::Taken(slot.name()));
+            }
+        }
+    }
+    let unplaced = disks.iter().filter(|disk| disk.slot.is_none());
+    let free = slots.iter_mut().filter(|slot| slot.is_none());
+    for (slot, disk) in free.zip(unplaced) {
+        *slot = Some(disk);
+    }
+    Ok(slots)
+}
+
+/// The name that Linux gives to the root disk, and whether it is writable: `/dev/sda` is the first disk that is there.
+pub fn root_device(slots: &[Option<&DiskArgument>; Slot::COUNT]) -> Option<(&'static str, bool)> {
+    const NAMES: [&str; Slot::COUNT] = ["/dev/sda", "/dev/sdb", "/dev/sdc", "/dev/sdd"];
+    NAMES
+        .into_iter()
+        .zip(slots.iter().flatten())
+        .find(|(_, disk)| disk.root)
+        .map(|(name, disk)| (name, !disk.read_only))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk(text: &str) -> DiskArgument {
+        text.parse().expect("a disk")
+    }
+
+    #[test]
+    fn options_are_read_and_qcow2_is_the_default() {
+        let plain = disk("a.qcow2");
+        assert_eq!(
+            (plain.format, plain.slot, plain.read_only, plain.root),
+            (Format::Qcow2, None, false, false)
+        );
+        let full = disk("/d,,i/r.img,root,slot=hdc,format=raw,readonly");
+        assert_eq!(full.path, PathBuf::from("/d,i/r.img"));
+        assert_eq!(
+            (full.format, full.slot, full.read_only, full.root),
+            (Format::Raw, Some(Slot(2)), true, true)
+        );
+    }
+
+    #[test]
+    fn bad_options_are_named() {
+        let cases = [
+            ("", "the path is missing"),
+            (",root", "the path is missing"),
+            ("a,b", "unknown option \"b\""),
+            ("a,root=1", "unknown option \"root=1\""),
+            ("a,", "unknown option \"\""),
+            ("a,root,root", "\"root\" is said twice"),
+            ("a,format=vmdk", "format \"vmdk\" is not known"),
+            ("a,slot=sda", "there is no slot \"sda\""),
+        ];
+        for (text, expected) in cases {
+            let message = text.parse::<DiskArgument>().expect_err(text).to_string();
+            assert!(message.contains(expected), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn disks_without_a_slot_fill_the_gaps() {
+        let disks = [disk("a"), disk("b,slot=hda"), disk("c,slot=hdc,root")];
+        let slots = assign_slots(&disks).expect("three slots");
+        let paths = slots.map(|slot| slot.map(|disk| disk.path.to_str().expect("text").to_owned()));
+        assert_eq!(paths, [Some("b".into()), Some("a".into()), Some("c".into()), None]);
+        assert_eq!(root_device(&slots), Some(("/dev/sdc", true)));
+    }
+
+    #[test]
+    fn disks_that_do_not_fit_together_are_refused() {
+        let same = [disk("a,slot=hdb"), disk("b,slot=hdb")];
+        assert_eq!(assign_slots(&same), Err(SlotsError::Taken("hdb")));
+        let five: Vec<DiskArgument> = ["a", "b", "c", "d", "e"].map(disk).into();
+        assert_eq!(assign_slots(&five), Err(SlotsError::TooMany(5)));
+        let roots = [disk("a,root"), disk("b,root")];
+        assert_eq!(assign_slots(&roots), Err(SlotsError::TwoRoots));
+    }
+
+    #[test]
+    fn the_root_device_counts_only_disks_that_are_there() {
+        let disks = [disk("a,slot=hdd,root,readonly")];
+        assert_eq!(
+            root_device(&assign_slots(&disks).expect("a slot")),
+            Some(("/dev/sda", false))
+        );
+    }
+}

@@ -1,0 +1,209 @@
+//! `spindle run`: from arguments to the end of the machine.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use clap::CommandFactory;
+use clap::error::ErrorKind;
+use devices::chipset::DriveConfig;
+use disk::{Disk, Engine, EngineOptions, OpenOptions};
+use kvm_ioctls::Kvm;
+
+use super::Cli;
+use super::disk_argument::{DiskArgument, Slot, assign_slots, root_device};
+use crate::boot::{CommandLine, Guest, Initrd, Kernel, Payload};
+use crate::console::{Console, ConsoleTarget};
+use crate::exit_code::Ending;
+use crate::in_flight::Counted;
+use crate::memory::MemorySize;
+use crate::milestones::Milestones;
+use crate::power::PowerSwitch;
+use crate::signals::TerminationSignals;
+use crate::vm::{Vm, VmConfig};
+use crate::{event_loop, host, kick};
+
+/// The most CPUs: one APIC id of eight bits means "all".
+const MAXIMUM_CPUS: i64 = 255;
+
+/// Boot a kernel in a virtual machine
+///
+/// The kernel is a Linux bzImage or vmlinux as distributions ship it, or any 64-bit ELF program that starts by the PVH or
+/// the 64-bit Linux boot protocol. The guest has one serial port, which is its console, and an IDE controller.
+#[derive(Debug, clap::Args)]
+#[command(after_help = crate::exit_code::HELP)]
+pub struct Arguments {
+    /// Kernel: a Linux bzImage, or an ELF image
+    #[arg(long, value_name = "FILE")]
+    pub kernel: PathBuf,
+
+    /// Initial RAM file system
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+
+    /// Words for the kernel command line, after those that spindle gives
+    ///
+    /// spindle gives "console=ttyS0", unless there is a console= here, and "root=/dev/sdX rw" for a disk with ",root".
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true,
+        allow_hyphen_values = true
+    )]
+    pub append: CommandLine,
+
+    /// Disk: PATH[,format=qcow2|raw][,slot=hda|hdb|hdc|hdd][,readonly][,root]; up to four
+    ///
+    /// The format is qcow2 unless it is said; it is never guessed. Without a slot, disks take the free slots in order. With
+    /// root, the kernel is told to mount the disk as its root. A comma in the path is written twice.
+    #[arg(long = "disk", value_name = "DISK")]
+    pub disks: Vec<DiskArgument>,
+
+    /// Number of CPUs
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=MAXIMUM_CPUS))]
+    pub cpus: u8,
+
+    /// Memory of the guest, for example 512M or 2G
+    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    pub memory: MemorySize,
+
+    /// Console of the guest: stdio, file:PATH or null
+    #[arg(long, value_name = "CONSOLE", default_value = "stdio")]
+    pub console: ConsoleTarget,
+
+    /// End with exit code 3 when the guest resets, instead of rebooting it
+    #[arg(long)]
+    pub no_reboot: bool,
+}
+
+/// The disks that are plugged in: hda to hdd.
+type Drives = [Option<Drive>; Slot::COUNT];
+
+struct Drive {
+    disk: Arc<Counted>,
+}
+
+/// Runs a machine as `arguments` say, and returns how it ended. `start` is when the process started.
+pub fn run(arguments: &Arguments, start: Instant) -> Ending {
+    let slots = assign_slots(&arguments.disks).unwrap_or_else(|error| {
+        Cli::command()
+            .error(ErrorKind::ValueValidation, format!("--disk: {error}"))
+            .exit()
+    });
+    match prepare_and_run(arguments, &slots, start) {
+        Ok(ending) => ending,
+        Err(error) => Ending::Failure(error),
+    }
+}
+
+/// Checks whatever can be checked, then opens the disks and runs.
+fn prepare_and_run(
+    arguments: &Arguments,
+    slots: &[Option<&DiskArgument>; Slot::COUNT],
+    start: Instant,
+) -> anyhow::Result<Ending> {
+    let payload = open_payload(arguments, slots)?;
+    let kvm = host::open_kvm()?;
+    if payload.kernel.guest() == Guest::Linux {
+        host::check_runs_linux()?;
+    }
+    let limit = kvm.get_max_vcpus();
+    if usize::from(arguments.cpus) > limit {
+        bail!("--cpus {} is more than this host's KVM takes: {limit}", arguments.cpus);
+    }
+    kick::install()?;
+    // Before the first thread: threads inherit what is blocked.
+    let signals = TerminationSignals::block()?;
+    let engine = Engine::new(EngineOptions::default()).context("Cannot start the disk engine")?;
+    let outcome = with_disks(arguments, slots, &payload, &kvm, &engine, &signals, start);
+    // Whatever happened, what the guest has written goes to the disks.
+    let closed = engine.close().context("Cannot close the disks");
+    match (outcome, closed) {
+        (Ok(Ending::Failure(error)) | Err(error), Ok(())) => Err(error),
+        (Ok(ending), Ok(())) => Ok(ending),
+        (Ok(Ending::Failure(error)) | Err(error), Err(also)) => {
+            Err(error.context(format!("{also:#}, and before that")))
+        }
+        (Ok(_), Err(error)) => Err(error),
+    }
+}
+
+fn open_payload(arguments: &Arguments, slots: &[Option<&DiskArgument>; Slot::COUNT]) -> anyhow::Result<Payload> {
+    let payload = Payload {
+        kernel: Kernel::open(&arguments.kernel)?,
+        initrd: arguments.initrd.as_deref().map(Initrd::read).transpose()?,
+        command_line: CommandLine::for_guest(&arguments.append, root_device(slots)),
+    };
+    payload.check(arguments.memory)?;
+    tracing::debug!("command line: {}", payload.command_line);
+    Ok(payload)
+}
+
+fn with_disks(
+    arguments: &Arguments,
+    slots: &[Option<&DiskArgument>; Slot::COUNT],
+    payload: &Payload,
+    kvm: &Kvm,
+    engine: &Engine,
+    signals: &TerminationSignals,
+    start: Instant,
+) -> anyhow::Result<Ending> {
+    let drives = open_drives(slots, engine)?;
+    // Last, so that whatever fails before prints on a terminal that is as it was.
+    let mut console = Console::open(&arguments.console)?;
+    let milestones = Arc::new(Milestones::since(start));
+    let ending = loop {
+        let power = Arc::new(PowerSwitch::new()?);
+        let config = VmConfig {
+            memory: arguments.memory,
+            cpus: arguments.cpus,
+            drives: drive_configs(&drives),
+            output: console.output.clone(),
+            input_room: console.input.room().clone(),
+            power: power.clone(),
+            milestones: milestones.clone(),
+        };
+        let vm = Vm::new(kvm, config, payload)?.start()?;
+        let looped = event_loop::run(engine, &mut console, vm.serial(), signals, &power);
+        // Stops the CPUs and takes the devices down.
+        drop(vm);
+        looped?;
+        let ending = power
+            .take_ending()
+            .context("The machine stopped without saying why; this is a bug in spindle")?;
+        // What the machine has in flight is done before anything else happens to the disks.
+        event_loop::run_engine_until(engine, || drives.iter().flatten().all(|drive| drive.disk.is_idle()))?;
+        match ending {
+            Ending::Reset if !arguments.no_reboot => tracing::info!("guest reset: rebooting"),
+            ending => break ending,
+        }
+    };
+    console.output.drain();
+    Ok(ending)
+}
+
+fn open_drives(slots: &[Option<&DiskArgument>; Slot::COUNT], engine: &Engine) -> anyhow::Result<Drives> {
+    let mut drives = Drives::default();
+    for (drive, slot) in drives.iter_mut().zip(slots) {
+        let Some(argument) = slot else { continue };
+        let disk = engine.open(&OpenOptions {
+            path: argument.path.clone(),
+            format: argument.format,
+            read_only: argument.read_only,
+        })?;
+        *drive = Some(Drive {
+            disk: Arc::new(Counted::new(disk)),
+        });
+    }
+    Ok(drives)
+}
+
+fn drive_configs(drives: &Drives) -> [Option<DriveConfig>; Slot::COUNT] {
+    std::array::from_fn(|index| {
+        let drive = drives[index].as_ref()?;
+        let disk: Arc<dyn Disk> = drive.disk.clone();
+        Some(DriveConfig::new(disk, index))
+    })
+}

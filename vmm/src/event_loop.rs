@@ -1,0 +1,203 @@
+//! The main thread's loop: disk completions, console input, signals, and the end of the machine.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+
+use anyhow::Context;
+use devices::serial::Serial;
+use disk::Engine;
+use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+
+use crate::console::{Command, Console, Input, Output};
+use crate::exit_code::Ending;
+use crate::power::PowerSwitch;
+use crate::signals::TerminationSignals;
+
+/// Runs until the machine is off.
+pub fn run(
+    engine: &Engine,
+    console: &mut Console,
+    serial: &Arc<Serial>,
+    signals: &TerminationSignals,
+    power: &PowerSwitch,
+) -> anyhow::Result<()> {
+    let mut manager: EventManager<Box<dyn MutEventSubscriber + '_>> =
+        EventManager::new().context("Cannot make the event loop")?;
+    manager.add_subscriber(Box::new(DiskEvents { engine }));
+    manager.add_subscriber(Box::new(SignalEvents { signals, power }));
+    manager.add_subscriber(Box::new(PowerEvents { power }));
+    manager.add_subscriber(Box::new(InputEvents {
+        input: &mut console.input,
+        output: &console.output,
+        serial,
+        power,
+        listening: Listening::No,
+    }));
+    while !power.is_off() {
+        manager.run().context("The event loop failed")?;
+    }
+    Ok(())
+}
+
+/// Runs the engine until `is_idle`, whatever a signal says: what is in flight belongs to a machine that is gone.
+pub fn run_engine_until(engine: &Engine, is_idle: impl Fn() -> bool) -> anyhow::Result<()> {
+    let mut manager: EventManager<Box<dyn MutEventSubscriber + '_>> =
+        EventManager::new().context("Cannot make the event loop")?;
+    manager.add_subscriber(Box::new(DiskEvents { engine }));
+    engine.poll();
+    while !is_idle() {
+        manager.run().context("The event loop failed")?;
+    }
+    Ok(())
+}
+
+/// Adds a descriptor. It only fails when a limit of the host is reached, and then the machine cannot run.
+fn listen(ops: &mut EventOps, fd: &impl AsRawFd, power: Option<&PowerSwitch>) {
+    if let Err(error) = ops.add(Events::new(fd, EventSet::IN)) {
+        let failure = anyhow::anyhow!("The event loop cannot wait on a descriptor: {error:?}");
+        match power {
+            Some(power) => power.end(Ending::Failure(failure)),
+            None => tracing::error!("{failure}"),
+        }
+    }
+}
+
+struct DiskEvents<'a> {
+    engine: &'a Engine,
+}
+
+/// A descriptor that event-manager can register.
+struct Borrowed<'a>(BorrowedFd<'a>);
+
+impl AsRawFd for Borrowed<'_> {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl MutEventSubscriber for DiskEvents<'_> {
+    fn process(&mut self, _events: Events, _ops: &mut EventOps) {
+        self.engine.poll();
+    }
+
+    fn init(&mut self, ops: &mut EventOps) {
+        listen(ops, &Borrowed(self.engine.event_fd()), None);
+        // What was submitted before anyone listened.
+        self.engine.poll();
+    }
+}
+
+struct SignalEvents<'a> {
+    signals: &'a TerminationSignals,
+    power: &'a PowerSwitch,
+}
+
+impl MutEventSubscriber for SignalEvents<'_> {
+    fn process(&mut self, _events: Events, _ops: &mut EventOps) {
+        if let Some(signal) = self.signals.read() {
+            self.power.end(Ending::Signal(signal));
+        }
+    }
+
+    fn init(&mut self, ops: &mut EventOps) {
+        listen(ops, self.signals, Some(self.power));
+    }
+}
+
+/// Only wakes the loop, which then looks at the switch.
+struct PowerEvents<'a> {
+    power: &'a PowerSwitch,
+}
+
+impl MutEventSubscriber for PowerEvents<'_> {
+    fn process(&mut self, _events: Events, _ops: &mut EventOps) {}
+
+    fn init(&mut self, ops: &mut EventOps) {
+        listen(ops, self.power.event(), Some(self.power));
+    }
+}
+
+/// Whether the loop waits on the input's source.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Listening {
+    /// Not now: the guest has to take what was read first, or input has ended.
+    No,
+    /// Yes.
+    Yes,
+    /// There is nothing to wait on: the source is a file, which is always readable.
+    NeedNot,
+}
+
+struct InputEvents<'a> {
+    input: &'a mut Input,
+    output: &'a Output,
+    serial: &'a Serial,
+    power: &'a PowerSwitch,
+    listening: Listening,
+}
+
+impl MutEventSubscriber for InputEvents<'_> {
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        if events.fd() == self.input.room().as_raw_fd() {
+            // An empty counter means that somebody else has seen the room already.
+            let _ = self.input.room().read();
+            self.input.feed(self.serial);
+        } else {
+            self.read();
+        }
+        self.pump(ops);
+    }
+
+    fn init(&mut self, ops: &mut EventOps) {
+        listen(ops, &**self.input.room(), Some(self.power));
+        // What the machine before this one left.
+        self.input.feed(self.serial);
+        self.pump(ops);
+    }
+}
+
+impl InputEvents<'_> {
+    fn read(&mut self) {
+        for command in self.input.read(self.output) {
+            match command {
+                Command::Quit => self.power.end(Ending::Quit),
+                Command::Help => {}
+            }
+        }
+        self.input.feed(self.serial);
+    }
+
+    /// Listens to the source exactly while nothing waits for the guest.
+    fn pump(&mut self, ops: &mut EventOps) {
+        while self.listening == Listening::NeedNot && self.input.wants_more() {
+            self.read();
+        }
+        match (self.listening, self.input.wants_more()) {
+            (Listening::No, true) => self.begin(ops),
+            (Listening::Yes, false) => self.pause(ops),
+            _ => {}
+        }
+    }
+
+    fn begin(&mut self, ops: &mut EventOps) {
+        let Some(source) = self.input.source() else { return };
+        match ops.add(Events::new(source, EventSet::IN)) {
+            Ok(()) => self.listening = Listening::Yes,
+            // epoll takes no regular files (epoll_ctl(2), EPERM), nor does /dev/null poll.
+            Err(event_manager::Error::Epoll(error)) if error.errno() == libc::EPERM => {
+                self.listening = Listening::NeedNot;
+                self.pump(ops);
+            }
+            Err(error) => tracing::warn!("No console input: {error:?}"),
+        }
+    }
+
+    fn pause(&mut self, ops: &mut EventOps) {
+        self.listening = Listening::No;
+        if let Some(source) = self.input.source() {
+            if let Err(error) = ops.remove(Events::new(source, EventSet::IN)) {
+                tracing::debug!(?error, "console input not paused");
+            }
+        }
+    }
+}

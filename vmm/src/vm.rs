@@ -1,0 +1,163 @@
+//! A virtual machine: what is built, in which order, and how it is taken down.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use devices::bus::PortBus;
+use devices::chipset::{Chipset, ChipsetConfig, DriveConfig};
+use devices::serial::{COM1_GSI, Serial};
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::boot::{Entry, Payload};
+use crate::console::Output;
+use crate::interrupts::EdgeLine;
+use crate::memory::{self, MemorySize, layout};
+use crate::milestones::Milestones;
+use crate::power::PowerSwitch;
+use crate::vcpu::{RunningVcpus, Surroundings, Vcpu};
+use crate::{acpi, cpuid, kvm_memory, registers};
+
+/// The ISA interrupts of the two IDE channels.
+const IDE_GSI: [u32; 2] = [14, 15];
+
+/// What a machine is built of.
+pub struct VmConfig {
+    /// RAM.
+    pub memory: MemorySize,
+    /// Number of CPUs.
+    pub cpus: u8,
+    /// Disks: hda, hdb, hdc, hdd.
+    pub drives: [Option<DriveConfig>; 4],
+    /// Where the console's output goes.
+    pub output: Arc<Output>,
+    /// Written to when the console has room for more input.
+    pub input_room: Arc<EventFd>,
+    /// What ends the machine.
+    pub power: Arc<PowerSwitch>,
+    /// Whom to tell of the start.
+    pub milestones: Arc<Milestones>,
+}
+
+/// A machine whose CPUs have not run yet. Fields are dropped in this order: CPUs, devices, then KVM's VM and its memory.
+pub struct Vm {
+    vcpus: Vec<Vcpu>,
+    serial: Arc<Serial>,
+    surroundings: Surroundings,
+    chipset: Chipset,
+    fd: VmFd,
+    memory: GuestMemoryMmap,
+}
+
+/// A machine whose CPUs run. Dropping it stops them.
+pub struct RunningVm {
+    _vcpus: RunningVcpus,
+    serial: Arc<Serial>,
+    _chipset: Chipset,
+    _fd: VmFd,
+    _memory: GuestMemoryMmap,
+}
+
+impl Vm {
+    /// Builds a machine on `kvm`, with `payload` loaded.
+    pub fn new(kvm: &Kvm, config: VmConfig, payload: &Payload) -> anyhow::Result<Self> {
+        let fd = kvm.create_vm().context("KVM refuses to make a virtual machine")?;
+        let memory =
+            memory::allocate(config.memory).with_context(|| format!("Cannot map {} of guest memory", config.memory))?;
+        kvm_memory::register(&fd, &memory)?;
+        create_interrupt_controllers(&fd)?;
+        let bus = Arc::new(PortBus::default());
+        let serial = create_serial(&fd, &config)?;
+        let surroundings = Surroundings {
+            bus: bus.clone(),
+            power: config.power.clone(),
+            output: config.output,
+            milestones: config.milestones,
+        };
+        let chipset = Chipset::new(ChipsetConfig {
+            memory: memory.clone(),
+            bus,
+            ide_lines: [
+                Arc::new(EdgeLine::new(&fd, IDE_GSI[0])?),
+                Arc::new(EdgeLine::new(&fd, IDE_GSI[1])?),
+            ],
+            drives: config.drives,
+            serial: serial.clone(),
+            power: config.power,
+        })
+        .context("Cannot build the chipset")?;
+        let rsdp = acpi::write_tables(&memory, config.cpus)?;
+        let entry = payload.load(&memory, config.memory, rsdp)?;
+        registers::write_boot_tables(&memory, entry).context("Cannot write the boot tables to guest memory")?;
+        let vcpus = create_vcpus(kvm, &fd, config.cpus, entry)?;
+        Ok(Self {
+            vcpus,
+            serial,
+            surroundings,
+            chipset,
+            fd,
+            memory,
+        })
+    }
+
+    /// Lets the CPUs run.
+    pub fn start(self) -> anyhow::Result<RunningVm> {
+        Ok(RunningVm {
+            _vcpus: RunningVcpus::start(self.vcpus, &self.surroundings)?,
+            serial: self.serial,
+            _chipset: self.chipset,
+            _fd: self.fd,
+            _memory: self.memory,
+        })
+    }
+}
+
+impl RunningVm {
+    /// The console's serial port.
+    pub fn serial(&self) -> &Arc<Serial> {
+        &self.serial
+    }
+}
+
+/// Both 8259s, the I/O APIC, local APICs and the PIT live in the kernel.
+fn create_interrupt_controllers(vm: &VmFd) -> anyhow::Result<()> {
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP.0)
+        .context("KVM_SET_IDENTITY_MAP_ADDR failed")?;
+    vm.set_tss_address(layout::KVM_TSS.0 as usize)
+        .context("KVM_SET_TSS_ADDR failed")?;
+    vm.create_irq_chip().context("KVM_CREATE_IRQCHIP failed")?;
+    let pit = kvm_pit_config {
+        // Port 0x61 is answered in the kernel, too: kernels calibrate their clock with it.
+        flags: KVM_PIT_SPEAKER_DUMMY,
+        ..Default::default()
+    };
+    vm.create_pit2(pit).context("KVM_CREATE_PIT2 failed")
+}
+
+fn create_serial(vm: &VmFd, config: &VmConfig) -> anyhow::Result<Arc<Serial>> {
+    let line = Arc::new(EdgeLine::new(vm, COM1_GSI)?);
+    let input_room = config.input_room.clone();
+    let room = move || {
+        if let Err(error) = input_room.write(1) {
+            tracing::debug!(%error, "console input not woken");
+        }
+    };
+    let writer = Box::new(config.output.writer(config.milestones.clone()));
+    Ok(Serial::new(line, writer, Box::new(room)))
+}
+
+fn create_vcpus(kvm: &Kvm, vm: &VmFd, cpus: u8, entry: Entry) -> anyhow::Result<Vec<Vcpu>> {
+    let supported = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .context("KVM_GET_SUPPORTED_CPUID failed")?;
+    let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+    let vcpus = (0..cpus)
+        .map(|id| Vcpu::new(vm, id, &cpuid::for_cpu(&supported, id, cpus, tsc_deadline)))
+        .collect::<anyhow::Result<Vec<Vcpu>>>()?;
+    if let Some(boot_cpu) = vcpus.first() {
+        boot_cpu.set_entry(entry)?;
+    }
+    Ok(vcpus)
+}
