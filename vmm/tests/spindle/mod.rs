@@ -1,0 +1,186 @@
+//! Runs the `spindle` binary on a guest image.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tempfile::{NamedTempFile, TempPath};
+
+/// A run to be started.
+pub struct Spindle {
+    command: Command,
+    input: String,
+    _kernel: TempPath,
+}
+
+/// A run that goes on.
+pub struct Running {
+    child: Child,
+    seen: String,
+    start: Instant,
+    _kernel: TempPath,
+}
+
+/// What came of a run.
+#[derive(Debug)]
+pub struct Outcome {
+    pub console: String,
+    pub errors: String,
+    pub code: Option<i32>,
+    pub wall: Duration,
+}
+
+impl Spindle {
+    /// `spindle run` with `image` as its kernel.
+    pub fn new(image: &[u8]) -> Self {
+        let mut kernel = NamedTempFile::new().expect("temporary file");
+        kernel.write_all(image).expect("written");
+        let kernel = kernel.into_temp_path();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_spindle"));
+        command.args(["run", "--memory", "32M", "--kernel"]).arg(&kernel);
+        Self {
+            command,
+            input: String::new(),
+            _kernel: kernel,
+        }
+    }
+
+    pub fn arguments(mut self, arguments: &[&str]) -> Self {
+        self.command.args(arguments);
+        self
+    }
+
+    pub fn disk(mut self, path: &Path) -> Self {
+        self.command.arg("--disk").arg(path);
+        self
+    }
+
+    pub fn input(mut self, input: &str) -> Self {
+        input.clone_into(&mut self.input);
+        self
+    }
+
+    /// Starts it, without input.
+    pub fn start(mut self) -> Running {
+        let start = Instant::now();
+        let child = self
+            .command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("spindle starts");
+        Running {
+            child,
+            seen: String::new(),
+            start,
+            _kernel: self._kernel,
+        }
+    }
+
+    /// Runs it to its end.
+    pub fn run(mut self) -> Outcome {
+        let start = Instant::now();
+        let mut child = self
+            .command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("spindle starts");
+        let stdin = child.stdin.take().expect("piped");
+        let input = std::mem::take(&mut self.input);
+        let feeder = thread::spawn(move || feed(stdin, &input));
+        let output = child.wait_with_output().expect("spindle ends");
+        let wall = start.elapsed();
+        feeder.join().expect("no panic");
+        outcome(&output, "", wall)
+    }
+}
+
+/// Writes all input; a reader that is gone does not want it.
+fn feed(mut stdin: ChildStdin, input: &str) {
+    let _ = stdin.write_all(input.as_bytes());
+}
+
+fn outcome(output: &Output, seen: &str, wall: Duration) -> Outcome {
+    Outcome {
+        console: seen.to_owned() + &String::from_utf8_lossy(&output.stdout),
+        errors: String::from_utf8_lossy(&output.stderr).into_owned(),
+        code: output.status.code(),
+        wall,
+    }
+}
+
+impl Running {
+    /// Reads the console until `text` is there.
+    pub fn wait_for(&mut self, text: &str) {
+        let stdout = self.child.stdout.as_mut().expect("piped");
+        let mut byte = [0];
+        while !self.seen.ends_with(text) {
+            let count = stdout.read(&mut byte).expect("the console");
+            assert!(count > 0, "the console ended after {:?}", self.seen);
+            self.seen.push(char::from(byte[0]));
+        }
+    }
+
+    pub fn signal(&self, number: i32) {
+        let status = Command::new("kill")
+            .arg(format!("-{number}"))
+            .arg(self.child.id().to_string())
+            .status()
+            .expect("kill runs");
+        assert!(status.success());
+    }
+
+    pub fn finish(self) -> Outcome {
+        let output = self.child.wait_with_output().expect("spindle ends");
+        outcome(&output, &self.seen, self.start.elapsed())
+    }
+}
+
+/// An empty qcow2 image of `size` bytes, made by qemu-img.
+pub fn qcow2(size: u64) -> TempImage {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let path = directory.path().join("disk.qcow2");
+    let status = Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2"])
+        .arg(&path)
+        .arg(size.to_string())
+        .status()
+        .expect("qemu-img (Debian package qemu-utils) runs");
+    assert!(status.success());
+    TempImage {
+        path,
+        _directory: directory,
+    }
+}
+
+/// An image file that goes away.
+pub struct TempImage {
+    path: std::path::PathBuf,
+    _directory: tempfile::TempDir,
+}
+
+impl TempImage {
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// What a qcow2 image holds at a guest offset, as qemu-img reads it.
+pub fn contents(image: &Path, offset: usize, length: usize) -> Vec<u8> {
+    let raw = image.with_extension("raw");
+    let status = Command::new("qemu-img")
+        .args(["convert", "-O", "raw"])
+        .args([image, &raw])
+        .status()
+        .expect("qemu-img runs");
+    assert!(status.success());
+    let bytes = fs::read(raw).expect("the converted image");
+    bytes[offset..offset + length].to_vec()
+}
