@@ -27,7 +27,7 @@ pub enum Aio {
 }
 
 /// How an engine works.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct EngineOptions {
     /// How operations reach the host.
     pub aio: Aio,

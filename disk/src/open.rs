@@ -169,8 +169,9 @@ impl Opener<'_> {
                 };
                 let file = ImageFile::new((self.storage)(file));
                 let (tasks, read_only) = (self.tasks.clone(), options.read_only);
+                let cache = qcow2::DEFAULT_CACHE_BYTES;
                 let open = async move {
-                    qcow2::open(tasks, file, header, backing, read_only)
+                    qcow2::open(tasks, file, header, backing, read_only, cache)
                         .await
                         .map(Image::Qcow2)
                 };

@@ -6,6 +6,7 @@
 
 mod cache;
 mod compressed;
+pub(crate) mod create;
 mod discard;
 mod entry;
 pub(crate) mod header;
@@ -35,7 +36,7 @@ use order::Clusters;
 use refcount::Refcounts;
 use write_back::WriteBack;
 
-pub(crate) use open::open;
+pub(crate) use open::{DEFAULT_CACHE_BYTES, open};
 
 /// An open qcow2 image.
 pub(crate) struct Qcow2 {

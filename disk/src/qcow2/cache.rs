@@ -125,7 +125,7 @@ impl Cache {
 
     /// Looks for the slice at `offset` of the image file, or makes room for it.
     pub(crate) fn request(self: &Rc<Self>, offset: u64, class: Class) -> Found {
-        debug_assert!(offset % self.slice_size() == 0 && offset != 0);
+        debug_assert!(offset.is_multiple_of(self.slice_size()) && offset != 0);
         let mut slots = self.slots.borrow_mut();
         if let Some(&slot) = slots.by_offset.get(&offset) {
             let entry = &mut slots.slots[slot];

@@ -35,7 +35,7 @@ const INCOMPATIBLE_COMPRESSION_TYPE: u64 = 1 << 3;
 const INCOMPATIBLE_EXTENDED_L2: u64 = 1 << 4;
 
 const EXTENSION_END: u32 = 0;
-const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
+pub(super) const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
 const EXTENSION_FEATURE_NAMES: u32 = 0x6803_f857;
 const EXTENSION_BITMAPS: u32 = 0x2385_2875;
 const EXTENSION_CRYPTO: u32 = 0x0537_be77;
@@ -222,11 +222,6 @@ impl Header {
         1 << self.cluster_bits
     }
 
-    /// Width of a refcount in bits.
-    pub fn refcount_bits(&self) -> u32 {
-        1 << self.refcount_order
-    }
-
     /// Whether refcounts may be inconsistent.
     pub fn is_dirty(&self) -> bool {
         self.incompatible_features & INCOMPATIBLE_DIRTY != 0
@@ -245,7 +240,7 @@ impl Header {
 
     fn check_length(&self, header_length: u32) -> Result<(), HeaderError> {
         let allowed = V3_LENGTH as u32..=self.cluster_size() as u32;
-        if self.version == 3 && (!allowed.contains(&header_length) || header_length % 8 != 0) {
+        if self.version == 3 && (!allowed.contains(&header_length) || !header_length.is_multiple_of(8)) {
             let range = format!("a multiple of 8 from {} to {}", allowed.start(), allowed.end());
             return refuse("header_length", 100, header_length, range);
         }

@@ -16,19 +16,20 @@ use crate::storage::ImageFile;
 use crate::tasks::Tasks;
 use crate::{Buffer, DiskError};
 
-/// Metadata cache of an image, in bytes: L2 slices for 256 GiB at the default cluster size, and their refcounts.
-const CACHE_BYTES: usize = 36 << 20;
+/// The default size of the metadata cache, in bytes: L2 slices for 256 GiB at the default cluster size, and their refcounts.
+pub(crate) const DEFAULT_CACHE_BYTES: usize = 36 << 20;
 
 /// Where the header keeps autoclear_features.
 const HEADER_AUTOCLEAR: u64 = 88;
 
-/// Opens the image in `file`, whose header was parsed.
+/// Opens the image in `file`, whose header was parsed, with a metadata cache of about `cache_bytes`.
 pub(crate) async fn open(
     tasks: Tasks,
     file: ImageFile,
     mut header: Header,
     backing: Option<Image>,
     read_only: bool,
+    cache_bytes: usize,
 ) -> Result<Rc<Qcow2>, OpenCause> {
     if header.is_corrupt() && !read_only {
         return Err(OpenCause::MarkedCorrupt);
@@ -70,7 +71,7 @@ pub(crate) async fn open(
         l1_dirty: RefCell::default(),
         l1_in_flight: Rc::default(),
         refcounts: Refcounts::new(table),
-        cache: Rc::new(Cache::new(CACHE_BYTES, header.cluster_size())),
+        cache: Rc::new(Cache::new(cache_bytes, header.cluster_size())),
         in_flight: Rc::default(),
         write_back: WriteBack::default(),
         image_end: Cell::new(image_end),
@@ -157,7 +158,7 @@ async fn check_not_truncated(
         return Ok(());
     };
     let bytes = file.read_bytes(offset, header.cluster_size() as usize).await?;
-    let per_block = bytes.len() * 8 >> header.refcount_order;
+    let per_block = (bytes.len() * 8) >> header.refcount_order;
     let last = (0..per_block).rfind(|index| get_refcount(&bytes, *index, header.refcount_order) != 0);
     let end = last.map_or(0, |last| ((block * per_block + last) as u64 + 1) << header.cluster_bits);
     if end <= image_end {

@@ -226,7 +226,7 @@ impl Qcow2 {
     }
 
     fn refcounts_per_slice(&self) -> u64 {
-        self.cache.slice_size() * 8 >> self.refcount_order()
+        (self.cache.slice_size() * 8) >> self.refcount_order()
     }
 
     /// log2 of the clusters that one refcount block describes.

@@ -28,6 +28,8 @@ struct State {
     /// Writes that completed since the last sync took hold, in order of completion.
     unsynced: Vec<StoredWrite>,
     waiting: Vec<Waiting>,
+    /// A second file whose operations complete in between.
+    companion: Option<Rc<SimulatedDisk>>,
     /// How many writes have completed in all; the sequence number of the next.
     completed_writes: u64,
     faults: Vec<Fault>,
@@ -82,8 +84,24 @@ impl SimulatedDisk {
         self.state.borrow().waiting.len()
     }
 
+    /// Lets [`SimulatedDisk::complete_one`] complete operations of another file, too.
+    pub fn complete_along_with(&self, companion: Rc<SimulatedDisk>) {
+        self.state.borrow_mut().companion = Some(companion);
+    }
+
     /// Completes one of the operations in flight, drawn from `rng`. Returns false when there is none.
     pub fn complete_one(&self, rng: &mut SmallRng) -> bool {
+        let companion = self
+            .state
+            .borrow()
+            .companion
+            .clone()
+            .filter(|companion| companion.in_flight() > 0);
+        if let Some(companion) = companion
+            && (self.in_flight() == 0 || rng.random())
+        {
+            return companion.complete_one(rng);
+        }
         let mut state = self.state.borrow_mut();
         if state.waiting.is_empty() {
             return false;

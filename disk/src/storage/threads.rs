@@ -19,10 +19,13 @@ const THREADS: usize = 8;
 /// The threads, and the way back from them.
 pub(crate) struct ThreadPool {
     jobs: RefCell<Option<Sender<Job>>>,
-    finished: Arc<Mutex<VecDeque<(usize, io::Result<usize>)>>>,
+    finished: Arc<Finished>,
     tickets: RefCell<Vec<Option<Ticket>>>,
     threads: RefCell<Vec<thread::JoinHandle<()>>>,
 }
+
+/// Results on their way back: the operation's number and its outcome.
+type Finished = Mutex<VecDeque<(usize, io::Result<usize>)>>;
 
 struct Job {
     id: usize,
@@ -35,7 +38,7 @@ impl ThreadPool {
     pub(crate) fn new(event_fd: &Arc<OwnedFd>) -> io::Result<Rc<Self>> {
         let (sender, receiver) = channel();
         let receiver = Arc::new(Mutex::new(receiver));
-        let finished = Arc::new(Mutex::new(VecDeque::new()));
+        let finished = Arc::new(Finished::default());
         let mut threads = Vec::new();
         for index in 0..THREADS {
             let (receiver, finished, event_fd) = (receiver.clone(), finished.clone(), event_fd.clone());
@@ -104,7 +107,7 @@ impl Drop for ThreadPool {
     }
 }
 
-fn work(jobs: &Mutex<Receiver<Job>>, finished: &Mutex<VecDeque<(usize, io::Result<usize>)>>, event_fd: &OwnedFd) {
+fn work(jobs: &Mutex<Receiver<Job>>, finished: &Finished, event_fd: &OwnedFd) {
     loop {
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(job) = job else { return };

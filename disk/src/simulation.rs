@@ -1,0 +1,144 @@
+//! The engine on a simulated disk: one seed decides the order of completions, the faults and the crash.
+//!
+//! The same code runs as in production, above [`Storage`](crate::storage::Storage); only time is ours. It is for tests, and for
+//! whoever wants to repeat what a test printed.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+
+use crate::image::Image;
+use crate::open::OpenCause;
+use crate::qcow2::{self, header::Header};
+use crate::raw::Raw;
+use crate::storage::ImageFile;
+use crate::tasks::Tasks;
+use crate::{Command, DiskError};
+
+pub use crate::storage::{CrashModel, SimulatedDisk};
+
+/// An engine with one image on a [`SimulatedDisk`].
+pub struct Simulation {
+    tasks: Tasks,
+    disk: Rc<SimulatedDisk>,
+    image: Image,
+    rng: SmallRng,
+}
+
+/// What became of a command.
+#[derive(Clone, Default)]
+pub struct Outcome(Rc<RefCell<Option<Result<(), DiskError>>>>);
+
+impl Outcome {
+    /// Whether the command is done.
+    pub fn is_done(&self) -> bool {
+        self.0.borrow().is_some()
+    }
+
+    /// Whether the command is done, and without an error.
+    pub fn succeeded(&self) -> bool {
+        matches!(*self.0.borrow(), Some(Ok(())))
+    }
+}
+
+impl Simulation {
+    /// Opens the qcow2 image `bytes` for writing, above the raw image `backing`. Its metadata cache is as small as can be, so
+    /// that slices come and go.
+    pub fn open(bytes: Vec<u8>, backing: Option<Vec<u8>>, seed: u64) -> Result<Self, OpenCause> {
+        let header = Header::parse(&bytes)?;
+        let tasks = Tasks::default();
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let backing = match backing {
+            None => None,
+            Some(bytes) => {
+                let storage = SimulatedDisk::new(bytes);
+                Some((storage.clone(), Image::Raw(Rc::new(Raw::new(ImageFile::new(storage))?))))
+            }
+        };
+        let (backing_disk, backing) = backing.unzip();
+        let disk = SimulatedDisk::new(bytes);
+        if let Some(backing_disk) = backing_disk {
+            disk.complete_along_with(backing_disk);
+        }
+        let slot = Rc::new(RefCell::new(None));
+        let (result, file, opener) = (slot.clone(), ImageFile::new(disk.clone()), tasks.clone());
+        tasks.spawn(async move {
+            let opened = qcow2::open(opener, file, header, backing, false, 0).await;
+            *result.borrow_mut() = Some(opened);
+        });
+        while tasks.run() || disk.complete_one(&mut rng) {}
+        let opened = slot.borrow_mut().take();
+        let image = Image::Qcow2(opened.ok_or(OpenCause::NotAFile)??);
+        Ok(Self {
+            tasks,
+            disk,
+            image,
+            rng,
+        })
+    }
+
+    /// The disk below.
+    pub fn disk(&self) -> &SimulatedDisk {
+        &self.disk
+    }
+
+    /// The size of the virtual disk in bytes.
+    pub fn capacity(&self) -> u64 {
+        self.image.capacity()
+    }
+
+    /// Starts a command.
+    pub fn submit(&self, command: Command) -> Outcome {
+        let outcome = Outcome::default();
+        let (slot, image) = (outcome.clone(), self.image.clone());
+        self.tasks.spawn(async move {
+            let result = match command.check(image.capacity(), false) {
+                Ok(()) => image.execute(command).await,
+                Err(error) => Err(error),
+            };
+            *slot.0.borrow_mut() = Some(result);
+        });
+        self.tasks.run();
+        outcome
+    }
+
+    /// Lets one storage operation complete, and everything go on that waited for it. Returns false when none is in flight.
+    pub fn step(&mut self) -> bool {
+        let progress = self.disk.complete_one(&mut self.rng);
+        self.tasks.run();
+        progress
+    }
+
+    /// Lets everything in flight come to its end.
+    pub fn settle(&mut self) {
+        while self.step() {}
+    }
+
+    /// Closes the image properly. Returns the file.
+    pub fn close(mut self) -> Result<Vec<u8>, DiskError> {
+        self.settle();
+        let slot = Rc::new(RefCell::new(None));
+        for step in 0..2 {
+            let (result, image) = (slot.clone(), self.image.clone());
+            self.tasks.spawn(async move {
+                let outcome = if step == 0 {
+                    image.execute(Command::Flush).await
+                } else {
+                    image.finish().await
+                };
+                *result.borrow_mut() = Some(outcome);
+            });
+            self.tasks.run();
+            self.settle();
+            slot.borrow_mut().take().unwrap_or(Err(DiskError::Closed))?;
+        }
+        Ok(self.disk.contents())
+    }
+
+    /// One of the files that a crash at this moment can leave. Which, is drawn from the seed.
+    pub fn crash(mut self, model: CrashModel) -> Vec<u8> {
+        self.disk.crash(model, &mut self.rng)
+    }
+}

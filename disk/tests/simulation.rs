@@ -1,0 +1,380 @@
+//! The engine on the simulated disk: random requests in random order of completion, against a model in
+//! memory, and power cuts at random moments. Each run is repeated by its seed: `SPINDLE_SEED=n` runs just that one,
+//! `SPINDLE_SEEDS=n` runs so many.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use disk::simulation::{CrashModel, Outcome, Simulation};
+use disk::{BackingReference, Buffer, Command, CreateOptions};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+const SECTOR: u64 = 512;
+
+fn seeds(default: u64) -> Range<u64> {
+    let number = |name| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
+    match number("SPINDLE_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("SPINDLE_SEEDS").unwrap_or(default),
+    }
+}
+
+/// An image whose shape is drawn from the seed, and the raw file below it, if any.
+fn random_image(rng: &mut SmallRng) -> (CreateOptions, Option<Vec<u8>>) {
+    let cluster_bits = rng.random_range(9..=16);
+    let mut options =
+        CreateOptions::new(rng.random_range(1..=4 * (512u64 << cluster_bits) / SECTOR).min(8192) * SECTOR);
+    options.cluster_bits = cluster_bits;
+    options.refcount_order = rng.random_range(0..=6);
+    let with_backing = rng.random_range(0..3) == 0;
+    let backing = with_backing.then(|| {
+        let sectors = rng.random_range(1..=options.size / SECTOR);
+        (0..sectors).flat_map(|sector| sector_bytes(1 << 40 | sector)).collect()
+    });
+    if with_backing {
+        options.backing = Some(BackingReference {
+            name: "base".into(),
+            format: Some("raw".into()),
+        });
+    }
+    (options, backing)
+}
+
+/// A sector that says which write it comes from.
+fn sector_bytes(id: u64) -> [u8; SECTOR as usize] {
+    let mut bytes = [0; SECTOR as usize];
+    for word in bytes.chunks_exact_mut(8) {
+        word.copy_from_slice(&id.to_le_bytes());
+    }
+    bytes
+}
+
+/// The write that a sector comes from, if it comes from just one.
+fn sector_id(bytes: &[u8]) -> Option<u64> {
+    let id = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"));
+    (bytes == sector_bytes(id)).then_some(id)
+}
+
+/// What each sector may hold: the oldest entry is the last value known to be durable, the others came after it.
+struct Oracle {
+    sectors: Vec<Vec<Value>>,
+    clock: u64,
+}
+
+struct Value {
+    id: u64,
+    completed_at: Option<u64>,
+}
+
+struct InFlight {
+    range: Range<u64>,
+    id: u64,
+    outcome: Outcome,
+    submitted_at: u64,
+    kind: What,
+}
+
+enum What {
+    Write,
+    Flush,
+    Read(Buffer),
+}
+
+impl Oracle {
+    fn new(sectors: u64, backing: Option<&[u8]>) -> Self {
+        let initial = |sector: u64| {
+            let at = (sector * SECTOR) as usize;
+            let id = backing
+                .and_then(|bytes| bytes.get(at..at + 8))
+                .map_or(0, |_| 1 << 40 | sector);
+            vec![Value {
+                id,
+                completed_at: Some(0),
+            }]
+        };
+        Self {
+            sectors: (0..sectors).map(initial).collect(),
+            clock: 1,
+        }
+    }
+
+    fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+
+    fn written(&mut self, range: Range<u64>, id: u64) {
+        for sector in range {
+            self.sectors[sector as usize].push(Value { id, completed_at: None });
+        }
+    }
+
+    fn completed(&mut self, done: &InFlight) {
+        let now = self.tick();
+        match &done.kind {
+            What::Write => {
+                for sector in done.range.clone() {
+                    let values = &mut self.sectors[sector as usize];
+                    for value in values
+                        .iter_mut()
+                        .filter(|value| value.id == done.id && value.completed_at.is_none())
+                    {
+                        value.completed_at = Some(now);
+                    }
+                }
+            }
+            What::Flush => {
+                for values in &mut self.sectors {
+                    let covered = |value: &Value| value.completed_at.is_some_and(|at| at < done.submitted_at);
+                    let floor = values.iter().rposition(covered).unwrap_or(0);
+                    values.drain(..floor);
+                }
+            }
+            What::Read(buffer) => {
+                let bytes = buffer.to_vec();
+                for (index, sector) in done.range.clone().enumerate() {
+                    let found = sector_id(&bytes[index * 512..][..512]);
+                    let latest = self.sectors[sector as usize].last().map(|value| value.id);
+                    assert_eq!(found, latest, "sector {sector} reads wrong");
+                }
+            }
+        }
+    }
+
+    /// Compares a whole disk; afterwards what was found is all that is allowed.
+    fn settle_on(&mut self, bytes: &[u8], exact: bool) {
+        for (sector, values) in self.sectors.iter_mut().enumerate() {
+            let found = sector_id(&bytes[sector * 512..][..512]);
+            let allowed: Vec<u64> = values.iter().map(|value| value.id).collect();
+            let allowed = if exact {
+                &allowed[allowed.len() - 1..]
+            } else {
+                &allowed[..]
+            };
+            let found = found.filter(|id| allowed.contains(id));
+            let id = found.unwrap_or_else(|| {
+                let start = u64::from_le_bytes(bytes[sector * 512..][..8].try_into().expect("eight bytes"));
+                panic!("sector {sector} begins with {start:#x}; allowed are {allowed:x?}")
+            });
+            *values = vec![Value {
+                id,
+                completed_at: Some(0),
+            }];
+        }
+    }
+}
+
+/// Random requests that do not overlap, up to `depth` at a time; stops in the middle after `count`.
+fn workload(simulation: &mut Simulation, oracle: &mut Oracle, rng: &mut SmallRng, count: usize, next_id: &mut u64) {
+    let mut in_flight: Vec<InFlight> = Vec::new();
+    let sectors = simulation.capacity() / SECTOR;
+    let depth = rng.random_range(1..=32);
+    for _ in 0..count {
+        for _ in 0..rng.random_range(0..6) {
+            simulation.step();
+        }
+        let done: Vec<_> = in_flight.extract_if(.., |request| request.outcome.is_done()).collect();
+        for request in done {
+            assert!(request.outcome.succeeded(), "a request failed");
+            oracle.completed(&request);
+        }
+        let start = rng.random_range(0..sectors);
+        let longest = (sectors - start).min(1 << rng.random_range(0..9));
+        let range = start..start + rng.random_range(1..=longest);
+        let overlaps = |other: &InFlight| other.range.start < range.end && range.start < other.range.end;
+        if in_flight.len() >= depth || in_flight.iter().any(overlaps) {
+            continue;
+        }
+        *next_id += 1;
+        let (offset, length) = (range.start * SECTOR, (range.end - range.start) * SECTOR);
+        let (id, range, kind, command) = match rng.random_range(0..16) {
+            0 | 1 => (*next_id, 0..0, What::Flush, Command::Flush),
+            2 | 3 => {
+                let buffer = Buffer::zeroed(length as usize);
+                (
+                    *next_id,
+                    range,
+                    What::Read(buffer.clone()),
+                    Command::Read { offset, buffer },
+                )
+            }
+            4 => (0, range, What::Write, Command::WriteZeroes { offset, length }),
+            _ => {
+                let bytes: Vec<u8> = range.clone().flat_map(|_| sector_bytes(*next_id)).collect();
+                (
+                    *next_id,
+                    range,
+                    What::Write,
+                    Command::Write {
+                        offset,
+                        buffer: Buffer::from_slice(&bytes),
+                    },
+                )
+            }
+        };
+        if matches!(kind, What::Write) {
+            oracle.written(range.clone(), id);
+        }
+        let submitted_at = oracle.tick();
+        let outcome = simulation.submit(command);
+        in_flight.push(InFlight {
+            range,
+            id,
+            outcome,
+            submitted_at,
+            kind,
+        });
+    }
+    // What is done now was acknowledged before the crash.
+    for request in in_flight.extract_if(.., |request| request.outcome.is_done()) {
+        assert!(request.outcome.succeeded(), "a request failed");
+        oracle.completed(&request);
+    }
+}
+
+fn read_all(simulation: &mut Simulation) -> Vec<u8> {
+    let buffer = Buffer::zeroed(simulation.capacity() as usize);
+    let outcome = simulation.submit(Command::Read {
+        offset: 0,
+        buffer: buffer.clone(),
+    });
+    simulation.settle();
+    assert!(outcome.succeeded(), "reading everything failed");
+    buffer.to_vec()
+}
+
+/// What an image's own tables say of its clusters: a judge that shares no code with the engine.
+#[derive(Debug, Default)]
+struct Report {
+    /// Referenced more often than the refcount says, or marked as copied with another refcount than one.
+    corruptions: Vec<String>,
+    leaks: usize,
+}
+
+fn check(image: &[u8]) -> Report {
+    let be32 = |at: usize| u32::from_be_bytes(image[at..at + 4].try_into().expect("four bytes")) as usize;
+    let be64 = |at: usize| {
+        let bytes = image.get(at..at + 8).unwrap_or(&[0; 8]);
+        u64::from_be_bytes(bytes.try_into().expect("eight bytes")) as usize
+    };
+    const OFFSET: usize = 0x00ff_ffff_ffff_fe00;
+    const COPIED: usize = 1 << 63;
+    let (bits, order) = (be32(20), be32(96));
+    let size = 1usize << bits;
+    let (l1_size, l1_at, table_at, table_clusters) = (be32(36), be64(40), be64(48), be32(56));
+
+    let mut references: HashMap<usize, usize> = HashMap::new();
+    let mut add = |offset: usize| *references.entry(offset >> bits).or_default() += 1;
+    add(0);
+    (0..(l1_size * 8).div_ceil(size)).for_each(|cluster| add(l1_at + cluster * size));
+    (0..table_clusters).for_each(|cluster| add(table_at + cluster * size));
+    let blocks: Vec<usize> = (0..table_clusters * size / 8)
+        .map(|index| be64(table_at + index * 8))
+        .collect();
+    blocks.iter().filter(|block| **block != 0).for_each(|block| add(*block));
+    let mut copied = Vec::new();
+    for l1_index in 0..l1_size {
+        let l1_entry = be64(l1_at + l1_index * 8);
+        if l1_entry == 0 {
+            continue;
+        }
+        add(l1_entry & OFFSET);
+        copied.push((l1_entry & OFFSET, l1_entry & COPIED != 0));
+        for index in 0..size / 8 {
+            let entry = be64((l1_entry & OFFSET) + index * 8);
+            if entry & OFFSET != 0 {
+                add(entry & OFFSET);
+                copied.push((entry & OFFSET, entry & COPIED != 0));
+            }
+        }
+    }
+
+    let per_block = (size * 8) >> order;
+    let refcount = |cluster: usize| {
+        let block = blocks.get(cluster / per_block).copied().unwrap_or(0);
+        if block == 0 {
+            return 0;
+        }
+        let bit = (cluster % per_block) << order;
+        if order < 3 {
+            let byte = image.get(block + bit / 8).copied().unwrap_or(0);
+            usize::from(byte >> (bit % 8)) & ((1 << (1 << order)) - 1)
+        } else {
+            let at = block + bit / 8;
+            let bytes = image.get(at..at + (1 << order) / 8).unwrap_or(&[]);
+            bytes.iter().fold(0, |value, byte| value << 8 | usize::from(*byte))
+        }
+    };
+    let mut report = Report::default();
+    for (&cluster, &count) in &references {
+        if refcount(cluster) < count {
+            let text = format!(
+                "cluster {cluster}: refcount {} for {count} references",
+                refcount(cluster)
+            );
+            report.corruptions.push(text);
+        }
+    }
+    for (offset, copied) in copied {
+        if copied && refcount(offset >> bits) != 1 {
+            report
+                .corruptions
+                .push(format!("cluster {} is marked as copied", offset >> bits));
+        }
+    }
+    let all = blocks.iter().enumerate().filter(|(_, block)| **block != 0);
+    for cluster in all.flat_map(|(index, _)| index * per_block..(index + 1) * per_block) {
+        report.leaks += refcount(cluster).saturating_sub(references.get(&cluster).copied().unwrap_or(0));
+    }
+    report
+}
+
+#[test]
+fn a_closed_image_holds_what_was_written_and_leaks_nothing() {
+    for seed in seeds(120) {
+        println!("seed {seed}");
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let (options, backing) = random_image(&mut rng);
+        let mut image = options.metadata().expect("valid options");
+        let mut oracle = Oracle::new(options.size / SECTOR, backing.as_deref());
+        let mut next_id = 0;
+        for _ in 0..2 {
+            let mut simulation = Simulation::open(image, backing.clone(), rng.random()).expect("opens");
+            workload(&mut simulation, &mut oracle, &mut rng, 120, &mut next_id);
+            simulation.settle();
+            oracle.settle_on(&read_all(&mut simulation), true);
+            image = simulation.close().expect("closes");
+            let report = check(&image);
+            assert!(report.corruptions.is_empty() && report.leaks == 0, "{report:?}");
+        }
+    }
+}
+
+#[test]
+fn after_a_crash_every_sector_is_old_or_new_and_refcounts_cover_references() {
+    for seed in seeds(120) {
+        println!("seed {seed}");
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let (options, backing) = random_image(&mut rng);
+        let mut image = options.metadata().expect("valid options");
+        let mut oracle = Oracle::new(options.size / SECTOR, backing.as_deref());
+        let mut next_id = 0;
+        // Crash, recover, go on, and crash again.
+        for _ in 0..3 {
+            let mut simulation = Simulation::open(image, backing.clone(), rng.random()).expect("opens");
+            let count = rng.random_range(1..150);
+            workload(&mut simulation, &mut oracle, &mut rng, count, &mut next_id);
+            let model = if rng.random() {
+                CrashModel::Kill
+            } else {
+                CrashModel::PowerLoss
+            };
+            image = simulation.crash(model);
+            let report = check(&image);
+            assert!(report.corruptions.is_empty(), "after {model:?}: {report:?}");
+            let mut after = Simulation::open(image.clone(), backing.clone(), rng.random()).expect("opens");
+            oracle.settle_on(&read_all(&mut after), false);
+        }
+    }
+}
