@@ -30,6 +30,22 @@ struct Inner {
 enum Owner {
     Guest { _memory: GuestMemoryMmap },
     Own { _bytes: Box<[u64]> },
+    Mapped { _mapping: Mapping },
+}
+
+/// A shared mapping of a whole file.
+struct Mapping {
+    start: *mut u8,
+    length: usize,
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `Buffer::map_shared` with this length, and nobody has the buffer any more.
+        if let Err(error) = unsafe { rustix::mm::munmap(self.start.cast(), self.length) } {
+            tracing::error!(%error, "a mapping could not be given back");
+        }
+    }
 }
 
 /// A run of contiguous bytes in this process's address space.
@@ -113,6 +129,27 @@ impl Buffer {
                 _owner: Owner::Own { _bytes: bytes },
             }),
         }
+    }
+
+    /// The first `length` bytes of `file`, shared with it: what is stored here survives this process. The file must not
+    /// shrink, and its pages must be reserved, else a store is a SIGBUS.
+    pub(crate) fn map_shared(file: &std::fs::File, length: usize) -> std::io::Result<Self> {
+        use rustix::mm::{MapFlags, ProtFlags};
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address that the kernel chooses overlaps nothing.
+        let start =
+            unsafe { rustix::mm::mmap(std::ptr::null_mut(), length, protection, MapFlags::SHARED, file, 0) }?.cast();
+        let owner = Owner::Mapped {
+            _mapping: Mapping { start, length },
+        };
+        let segments = SmallVec::from_slice(&[Segment { start, length }]);
+        Ok(Self {
+            inner: Arc::new(Inner {
+                segments,
+                length,
+                _owner: owner,
+            }),
+        })
     }
 
     /// Memory of our own with a copy of `bytes`.

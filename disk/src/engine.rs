@@ -181,7 +181,8 @@ impl Engine {
         self.run_to_end(async move { flushing.execute(crate::Command::Flush).await })?;
         self.drain();
         let finishing = image.clone();
-        self.run_to_end(async move { finishing.finish().await })
+        self.run_to_end(async move { finishing.finish().await })?;
+        Ok(())
     }
 
     fn take_requests(&self) -> bool {

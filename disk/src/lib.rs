@@ -26,6 +26,7 @@
 //! This crate knows nothing of KVM or of IDE.
 
 mod buffer;
+mod cache_file;
 mod disk;
 mod engine;
 mod image;
@@ -40,10 +41,12 @@ mod tasks;
 mod wait;
 
 pub use buffer::{Buffer, BufferError};
+pub use cache_file::CacheFileError;
 pub use disk::{Command, Corruption, Disk, DiskError, Done, Request, SECTOR_SIZE};
 pub use engine::{Aio, CloseError, Engine, EngineError, EngineOptions};
 pub use lock::LockError;
 pub use memory_disk::MemoryDisk;
 pub use open::{Format, OpenCause, OpenError, OpenOptions};
+pub use qcow2::cache_memory::CacheError;
 pub use qcow2::create::CreateOptions;
 pub use qcow2::header::{BackingReference, HeaderError};

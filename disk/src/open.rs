@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use crate::DiskError;
+use crate::cache_file::{CacheFile, CacheFileError};
 use crate::disk::Corruption;
 use crate::image::Image;
 use crate::lock::{self, LockError};
-use crate::qcow2;
+use crate::qcow2::cache_memory::{CacheError, Identity};
 use crate::qcow2::header::{BackingReference, Header, HeaderError, MAGIC, MAX_LENGTH};
+use crate::qcow2::{self, CachePlan, Opening};
 use crate::raw::Raw;
 use crate::storage::{ImageFile, Storage};
 use crate::tasks::Tasks;
@@ -80,12 +82,18 @@ pub enum OpenCause {
     /// Incompatible feature bit 1.
     #[error("The image is marked corrupt (incompatible feature bit 1); it can only be opened read-only")]
     MarkedCorrupt,
-    /// Incompatible feature bit 0.
-    #[error(
-        "The image was not closed properly and its refcounts may be wrong (dirty, incompatible feature bit 0); \
-         repair it with `qemu-img check -r all`"
-    )]
-    Dirty,
+    /// A killed process left metadata behind, which only a writer can put into the image.
+    #[error("A killed process left the image in need of recovery; open it for writing once")]
+    NeedsRecovery,
+    /// The metadata that a killed process left behind is damaged, or not this image's.
+    #[error("The metadata that a killed process left behind cannot be used: {0}")]
+    Cache(CacheError),
+    /// The file with the metadata that a killed process left behind cannot be used.
+    #[error("{0}")]
+    CacheFile(CacheFileError),
+    /// There is no memory for the metadata cache.
+    #[error("Cannot reserve memory for the metadata cache on tmpfs: {0}")]
+    CacheMemory(io::Error),
     /// Reading the tables failed.
     #[error("{0}")]
     Storage(DiskError),
@@ -167,18 +175,59 @@ impl Opener<'_> {
                         Some(self.open_link(&options, above)?)
                     }
                 };
-                let file = ImageFile::new((self.storage)(file));
-                let (tasks, read_only) = (self.tasks.clone(), options.read_only);
-                let cache = qcow2::DEFAULT_CACHE_BYTES;
-                let open = async move {
-                    qcow2::open(tasks, file, header, backing, read_only, cache)
-                        .await
-                        .map(Image::Qcow2)
+                let cache = plan_cache(&file, &header, options).map_err(fail)?;
+                let opening = Opening {
+                    tasks: self.tasks.clone(),
+                    file: ImageFile::new((self.storage)(file)),
+                    header,
+                    backing,
+                    read_only: options.read_only,
+                    cache,
                 };
+                let open = async move { qcow2::open(opening).await.map(Image::Qcow2) };
                 (self.run)(Box::pin(open)).map_err(fail)
             }
         }
     }
+}
+
+/// Where the metadata cache of an image lies, and what a killed process left there.
+fn plan_cache(file: &File, header: &Header, options: &OpenOptions) -> Result<CachePlan, OpenCause> {
+    let path = options.path.display();
+    let private = CachePlan {
+        bytes: qcow2::DEFAULT_CACHE_BYTES,
+        identity: Identity::default(),
+        left_behind: None,
+        lasting: None,
+    };
+    if header.version < 3 {
+        if !options.read_only {
+            tracing::warn!(%path, "version 2 images have no dirty bit, so metadata is written through, which is slow");
+        }
+        return Ok(private);
+    }
+    let Some(cache_file) = CacheFile::of(file, header.size).map_err(OpenCause::File)? else {
+        if !options.read_only {
+            tracing::warn!(%path, "there is no tmpfs for a metadata cache, so metadata is written through, which is slow");
+        }
+        return Ok(private);
+    };
+    let left_behind = match (cache_file.exists(), header.is_dirty()) {
+        (false, _) => None,
+        (true, true) => Some(cache_file.read().map_err(OpenCause::CacheFile)?),
+        (true, false) => {
+            // Only a tool that repaired the image clears the bit of one that was not closed.
+            tracing::warn!(%path, cache = %cache_file.path().display(), "ignoring metadata that was left behind before the image was repaired");
+            None
+        }
+    };
+    let identity = cache_file.identity();
+    Ok(CachePlan {
+        identity,
+        left_behind,
+        lasting: Some(Rc::new(cache_file)),
+        ..private
+    })
 }
 
 fn open_file(options: &OpenOptions, above: &mut Vec<(u64, u64)>) -> Result<File, OpenCause> {

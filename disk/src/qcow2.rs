@@ -5,6 +5,7 @@
 //! [`in_flight`]. Everything below [`header`] and [`entry`] is pure: bytes in, structures out.
 
 mod cache;
+pub(crate) mod cache_memory;
 mod compressed;
 pub(crate) mod create;
 mod discard;
@@ -15,12 +16,14 @@ mod mapping;
 mod open;
 mod order;
 mod read;
+mod recover;
 mod refcount;
+mod references;
+mod snapshot;
 mod write;
 mod write_back;
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use crate::disk::Corruption;
@@ -30,13 +33,14 @@ use crate::tasks::Tasks;
 use crate::{Buffer, DiskError};
 
 use cache::{Cache, Class, Found, Slice};
+use cache_memory::LastingMemory;
 use header::Header;
 use in_flight::InFlight;
 use order::Clusters;
 use refcount::Refcounts;
 use write_back::WriteBack;
 
-pub(crate) use open::{DEFAULT_CACHE_BYTES, open};
+pub(crate) use open::{CachePlan, DEFAULT_CACHE_BYTES, Opening, open};
 
 /// An open qcow2 image.
 pub(crate) struct Qcow2 {
@@ -45,10 +49,12 @@ pub(crate) struct Qcow2 {
     header: RefCell<Header>,
     cluster_bits: u32,
     read_only: bool,
+    /// The cache ends with this process, so a write is not complete before its metadata is in the image.
+    write_through: bool,
+    /// Where the cache lies otherwise.
+    lasting: Option<Rc<dyn LastingMemory>>,
     /// The active L1 table, as the guest sees it now.
     l1: RefCell<Vec<u64>>,
-    /// Sectors of the L1 table that differ from the image file.
-    l1_dirty: RefCell<BTreeSet<usize>>,
     /// Held, by entry number, while an L2 table is being put in place.
     l1_in_flight: Rc<InFlight>,
     refcounts: Refcounts,
@@ -62,9 +68,6 @@ pub(crate) struct Qcow2 {
     /// A cluster of zeros, for what a new cluster must not inherit.
     zeroes: Buffer,
 }
-
-/// Entries of the L1 table in a sector, the unit in which it is written.
-const L1_ENTRIES_PER_SECTOR: usize = 64;
 
 impl Qcow2 {
     /// The size of the virtual disk in bytes.

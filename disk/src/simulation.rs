@@ -4,6 +4,7 @@
 //! whoever wants to repeat what a test printed.
 
 use std::cell::RefCell;
+use std::io;
 use std::rc::Rc;
 
 use rand::SeedableRng;
@@ -11,11 +12,13 @@ use rand::rngs::SmallRng;
 
 use crate::image::Image;
 use crate::open::OpenCause;
-use crate::qcow2::{self, header::Header};
+use crate::qcow2::cache_memory::{Identity, LastingMemory};
+use crate::qcow2::header::Header;
+use crate::qcow2::{self, CachePlan, Opening};
 use crate::raw::Raw;
 use crate::storage::ImageFile;
 use crate::tasks::Tasks;
-use crate::{Command, DiskError};
+use crate::{Buffer, Command, DiskError};
 
 pub use crate::storage::{CrashModel, SimulatedDisk};
 
@@ -23,8 +26,25 @@ pub use crate::storage::{CrashModel, SimulatedDisk};
 pub struct Simulation {
     tasks: Tasks,
     disk: Rc<SimulatedDisk>,
+    memory: Rc<SimulatedMemory>,
     image: Image,
     rng: SmallRng,
+}
+
+/// Memory that outlives a simulated process.
+#[derive(Default)]
+struct SimulatedMemory(RefCell<Option<Buffer>>);
+
+impl LastingMemory for SimulatedMemory {
+    fn make(&self, length: usize) -> io::Result<Buffer> {
+        let buffer = Buffer::zeroed(length);
+        *self.0.borrow_mut() = Some(buffer.clone());
+        Ok(buffer)
+    }
+
+    fn remove(&self) {
+        self.0.borrow_mut().take();
+    }
 }
 
 /// What became of a command.
@@ -44,9 +64,15 @@ impl Outcome {
 }
 
 impl Simulation {
-    /// Opens the qcow2 image `bytes` for writing, above the raw image `backing`. Its metadata cache is as small as can be, so
+    /// Opens the qcow2 image `bytes` for writing, above the raw image `backing`; `left_behind` is the metadata cache of a process
+    /// that was killed. Its metadata cache is as small as can be, so
     /// that slices come and go.
-    pub fn open(bytes: Vec<u8>, backing: Option<Vec<u8>>, seed: u64) -> Result<Self, OpenCause> {
+    pub fn open(
+        bytes: Vec<u8>,
+        backing: Option<Vec<u8>>,
+        left_behind: Option<Vec<u8>>,
+        seed: u64,
+    ) -> Result<Self, OpenCause> {
         let header = Header::parse(&bytes)?;
         let tasks = Tasks::default();
         let mut rng = SmallRng::seed_from_u64(seed);
@@ -63,9 +89,25 @@ impl Simulation {
             disk.complete_along_with(backing_disk);
         }
         let slot = Rc::new(RefCell::new(None));
+        let memory = Rc::new(SimulatedMemory::default());
+        let lasting = memory.clone();
         let (result, file, opener) = (slot.clone(), ImageFile::new(disk.clone()), tasks.clone());
         tasks.spawn(async move {
-            let opened = qcow2::open(opener, file, header, backing, false, 0).await;
+            let cache = CachePlan {
+                bytes: 0,
+                identity: Identity::default(),
+                left_behind,
+                lasting: Some(lasting),
+            };
+            let opening = Opening {
+                tasks: opener,
+                file,
+                header,
+                backing,
+                read_only: false,
+                cache,
+            };
+            let opened = qcow2::open(opening).await;
             *result.borrow_mut() = Some(opened);
         });
         while tasks.run() || disk.complete_one(&mut rng) {}
@@ -74,6 +116,7 @@ impl Simulation {
         Ok(Self {
             tasks,
             disk,
+            memory,
             image,
             rng,
         })
@@ -137,8 +180,13 @@ impl Simulation {
         Ok(self.disk.contents())
     }
 
-    /// One of the files that a crash at this moment can leave. Which, is drawn from the seed.
-    pub fn crash(mut self, model: CrashModel) -> Vec<u8> {
-        self.disk.crash(model, &mut self.rng)
+    /// One of the files that a crash at this moment can leave, drawn from the seed, and the metadata cache that outlives
+    /// it: after a kill that is there, after a power loss it is not.
+    pub fn crash(mut self, model: CrashModel) -> (Vec<u8>, Option<Vec<u8>>) {
+        let left_behind = match model {
+            CrashModel::Kill => self.memory.0.borrow().as_ref().map(Buffer::to_vec),
+            CrashModel::PowerLoss => None,
+        };
+        (self.disk.crash(model, &mut self.rng), left_behind)
     }
 }

@@ -4,6 +4,10 @@
 //! whole table. The cache knows which slices are dirty; *when* they may be written is the business of
 //! [write-back](super::write_back).
 //!
+//! Slots and a small index of them (which slice, dirty or not) lie in a [`CacheMemory`], which may outlive the process: then the
+//! next one finds what was not written back. One thread does all the stores, each change after the entry of the index that
+//! announces it, so whenever the process is killed the memory holds a prefix of them in program order.
+//!
 //! A [`Slice`] is good until the task that holds it awaits something: afterwards another task may have
 //! evicted it. Using one that is gone is a bug, and is asserted.
 
@@ -12,18 +16,18 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::rc::Rc;
 
+use super::cache_memory::CacheMemory;
 use crate::Buffer;
 use crate::storage::Piece;
 use crate::wait::WaitList;
 
-/// The largest slice, in bytes.
-const MAX_SLICE_SIZE: usize = 4096;
-
 /// What a slice is part of. They are written at different times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Class {
-    L2Table,
-    RefcountBlock,
+    RefcountBlock = 0,
+    RefcountTable = 1,
+    L2Table = 2,
+    L1Table = 3,
 }
 
 /// A slice in the cache.
@@ -66,7 +70,7 @@ pub(crate) struct DirtySlice {
 
 pub(crate) struct Cache {
     slice_size: usize,
-    memory: Buffer,
+    memory: CacheMemory,
     slots: RefCell<Slots>,
     /// Woken when a slice was read, or became clean.
     pub(crate) changed: WaitList,
@@ -79,7 +83,7 @@ struct Slots {
     capacity: usize,
     /// Where the search for a victim goes on (second chance).
     hand: usize,
-    dirty: [usize; 2],
+    dirty: [usize; 4],
     next_generation: u64,
 }
 
@@ -100,18 +104,14 @@ enum State {
 }
 
 impl Cache {
-    /// A cache of at most `bytes` for an image with clusters of `cluster_size` bytes.
-    pub(crate) fn new(bytes: usize, cluster_size: u64) -> Self {
-        let slice_size = MAX_SLICE_SIZE.min(cluster_size as usize);
-        // Below this, two requests could wait for each other's slots.
-        let capacity = (bytes / slice_size).max(64);
+    /// A cache in `memory`.
+    pub(crate) fn new(memory: CacheMemory) -> Self {
         let slots = Slots {
-            capacity,
+            capacity: memory.slots(),
             ..Slots::default()
         };
-        let memory = Buffer::zeroed(capacity * slice_size);
         Self {
-            slice_size,
+            slice_size: memory.slice_size(),
             memory,
             slots: RefCell::new(slots),
             changed: WaitList::default(),
@@ -174,15 +174,17 @@ impl Cache {
 
     /// Copies bytes out of a slice.
     pub(crate) fn read(&self, slice: Slice, at: usize, bytes: &mut [u8]) {
-        let range = self.place(slice, at, bytes.len());
-        self.memory.copy_to_slice(range.start, bytes);
+        let at = self.place(slice, at, bytes.len());
+        self.memory.buffer().copy_to_slice(at, bytes);
     }
 
     /// Copies bytes into a slice, which becomes dirty.
     pub(crate) fn write(&self, slice: Slice, at: usize, bytes: &[u8]) {
-        let range = self.place(slice, at, bytes.len());
-        self.memory.copy_from_slice(range.start, bytes);
-        self.slots.borrow_mut().mark_dirty(slice.slot);
+        let at = self.place(slice, at, bytes.len());
+        if let Some(class) = self.slots.borrow_mut().mark_dirty(slice.slot) {
+            self.memory.announce_dirty(slice.slot, slice.offset, class);
+        }
+        self.memory.store(at, bytes);
     }
 
     /// Bytes of all dirty slices.
@@ -192,7 +194,7 @@ impl Cache {
 
     /// Bytes that the cache can hold.
     pub(crate) fn capacity(&self) -> usize {
-        self.memory.len()
+        self.memory.slots() * self.slice_size
     }
 
     /// Whether slices of this class are dirty.
@@ -214,7 +216,9 @@ impl Cache {
         let mut copies: Vec<_> = dirty
             .map(|(slot, generation, offset)| {
                 let mut bytes = vec![0; self.slice_size];
-                self.memory.copy_to_slice(slot * self.slice_size, &mut bytes);
+                self.memory
+                    .buffer()
+                    .copy_to_slice(self.memory.content(slot).start, &mut bytes);
                 DirtySlice {
                     slot,
                     generation,
@@ -234,6 +238,7 @@ impl Cache {
             let entry = &slots.slots[copy.slot];
             if entry.offset == copy.offset && entry.state == State::Dirty(copy.generation) {
                 slots.set_state(copy.slot, State::Clean);
+                self.memory.announce_clean(copy.slot);
             }
         }
         drop(slots);
@@ -249,6 +254,7 @@ impl Cache {
                 Some(slot) if slots.slots[slot].state != State::Loading => {
                     slots.by_offset.remove(&offset);
                     slots.set_state(slot, State::Vacant);
+                    self.memory.announce_clean(slot);
                 }
                 _ => {}
             }
@@ -262,7 +268,7 @@ impl Cache {
         range.step_by(self.slice_size).any(|offset| self.is_loading(offset))
     }
 
-    fn place(&self, slice: Slice, at: usize, length: usize) -> Range<usize> {
+    fn place(&self, slice: Slice, at: usize, length: usize) -> usize {
         let slots = self.slots.borrow();
         let entry = &slots.slots[slice.slot];
         let usable = matches!(entry.state, State::Clean | State::Dirty(_));
@@ -272,18 +278,17 @@ impl Cache {
             slice.offset
         );
         assert!(at + length <= self.slice_size);
-        let start = slice.slot * self.slice_size + at;
-        start..start + length
+        self.memory.content(slice.slot).start + at
     }
 }
 
 impl Loading {
     /// The memory to fill.
     pub(crate) fn piece(&self) -> Piece {
-        let start = self.slot * self.cache.slice_size;
+        let memory = &self.cache.memory;
         Piece {
-            buffer: self.cache.memory.clone(),
-            range: start..start + self.cache.slice_size,
+            buffer: memory.buffer().clone(),
+            range: memory.content(self.slot),
         }
     }
 
@@ -341,9 +346,12 @@ impl Slots {
         None
     }
 
-    fn mark_dirty(&mut self, slot: usize) {
+    /// Returns the class of a slice that was clean.
+    fn mark_dirty(&mut self, slot: usize) -> Option<Class> {
+        let was_clean = self.slots[slot].state == State::Clean;
         self.next_generation += 1;
         self.set_state(slot, State::Dirty(self.next_generation));
+        was_clean.then_some(self.slots[slot].class)
     }
 
     fn set_state(&mut self, slot: usize, state: State) {

@@ -76,6 +76,6 @@ impl Qcow2 {
             Unlinked::new(self.clone(), references).release();
             cluster = until;
         }
-        Ok(())
+        self.write_through().await
     }
 }

@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+use crate::DiskError;
+use crate::storage::ImageFile;
+
 /// "QFI\xfb", the first four bytes.
 pub const MAGIC: u32 = 0x5146_49fb;
 
@@ -33,6 +36,9 @@ pub const INCOMPATIBLE_CORRUPT: u64 = 1 << 1;
 const INCOMPATIBLE_EXTERNAL_DATA: u64 = 1 << 2;
 const INCOMPATIBLE_COMPRESSION_TYPE: u64 = 1 << 3;
 const INCOMPATIBLE_EXTENDED_L2: u64 = 1 << 4;
+
+/// Where the incompatible, compatible and autoclear feature bits lie.
+const FEATURES_AT: u64 = 72;
 
 const EXTENSION_END: u32 = 0;
 pub(super) const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
@@ -220,6 +226,17 @@ impl Header {
     /// The cluster size in bytes.
     pub fn cluster_size(&self) -> u64 {
         1 << self.cluster_bits
+    }
+
+    /// Writes the incompatible, compatible and autoclear feature bits: 24 bytes within one sector.
+    pub(super) async fn write_features(&self, file: &ImageFile) -> Result<(), DiskError> {
+        let words = [
+            self.incompatible_features,
+            self.compatible_features,
+            self.autoclear_features,
+        ];
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes()).collect();
+        file.write_bytes(FEATURES_AT, &bytes).await
     }
 
     /// Whether refcounts may be inconsistent.

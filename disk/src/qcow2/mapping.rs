@@ -5,10 +5,10 @@ use std::rc::Rc;
 
 use smallvec::SmallVec;
 
+use super::Qcow2;
 use super::cache::{Class, Slice};
 use super::entry::{COPIED, L1Entry, L2Entry};
 use super::order::{Clusters, Content, Filled, Unlinked};
-use super::{L1_ENTRIES_PER_SECTOR, Qcow2};
 use crate::storage::Piece;
 use crate::{Buffer, DiskError};
 
@@ -161,6 +161,12 @@ impl Qcow2 {
         let filled = new.write(content).await?;
         // Whatever the cache still holds of that place was another table.
         self.forget_cached(filled.clusters()).await;
+        let (slice, slice_index) = self.l1_slice(index).await?;
+        self.cache.set_entry(
+            slice,
+            slice_index,
+            (filled.clusters().first << self.cluster_bits) | COPIED,
+        );
         self.link_l2_table(index, old, filled).release();
         Ok(())
     }
@@ -169,14 +175,17 @@ impl Qcow2 {
     fn link_l2_table(&self, index: u64, old: Option<L1Entry>, filled: Filled) -> Unlinked {
         let table = filled.clusters().first << self.cluster_bits;
         self.l1.borrow_mut()[index as usize] = table | COPIED;
-        self.l1_dirty
-            .borrow_mut()
-            .insert(index as usize / L1_ENTRIES_PER_SECTOR);
         let references = old.map(|old| Clusters {
             first: old.table >> self.cluster_bits,
             count: 1,
         });
         filled.linked(references.into_iter().collect())
+    }
+
+    /// The slice of the L1 table with entry number `index`, and the entry's index in it.
+    async fn l1_slice(self: &Rc<Self>, index: u64) -> Result<(Slice, usize), DiskError> {
+        let offset = self.header.borrow().l1_table_offset + index / self.entries_per_slice() * self.cache.slice_size();
+        Ok((self.slice(offset, Class::L1Table).await?, self.slice_index(index)))
     }
 
     /// What a new L2 table holds: a copy of the one that a snapshot shares, or zeros. It is written whole, because the

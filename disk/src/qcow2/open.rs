@@ -3,12 +3,14 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use super::Qcow2;
 use super::cache::Cache;
+use super::cache_memory::{CacheMemory, Identity, LastingMemory, Shape, survivors};
 use super::entry::{L1Entry, L2Entry};
-use super::header::Header;
+use super::header::{Header, INCOMPATIBLE_DIRTY};
 use super::refcount::{Refcounts, get_refcount};
+use super::snapshot::{self, SnapshotRecord};
 use super::write_back::WriteBack;
+use super::{Qcow2, recover};
 use crate::disk::Corruption;
 use crate::image::Image;
 use crate::open::OpenCause;
@@ -19,59 +21,79 @@ use crate::{Buffer, DiskError};
 /// The default size of the metadata cache, in bytes: L2 slices for 256 GiB at the default cluster size, and their refcounts.
 pub(crate) const DEFAULT_CACHE_BYTES: usize = 36 << 20;
 
-/// Where the header keeps autoclear_features.
-const HEADER_AUTOCLEAR: u64 = 88;
+/// Everything that opening needs to know.
+pub(crate) struct Opening {
+    pub tasks: Tasks,
+    pub file: ImageFile,
+    pub header: Header,
+    pub backing: Option<Image>,
+    pub read_only: bool,
+    pub cache: CachePlan,
+}
 
-/// Opens the image in `file`, whose header was parsed, with a metadata cache of about `cache_bytes`.
-pub(crate) async fn open(
-    tasks: Tasks,
-    file: ImageFile,
-    mut header: Header,
-    backing: Option<Image>,
-    read_only: bool,
-    cache_bytes: usize,
-) -> Result<Rc<Qcow2>, OpenCause> {
+/// Where the metadata cache lies, and what a process that was killed left there.
+pub(crate) struct CachePlan {
+    /// The size of the cache, in bytes.
+    pub bytes: usize,
+    pub identity: Identity,
+    /// Memory that a process left behind.
+    pub left_behind: Option<Vec<u8>>,
+    /// Memory that outlives this process. Without it, metadata is written through.
+    pub lasting: Option<Rc<dyn LastingMemory>>,
+}
+
+/// Opens the image.
+pub(crate) async fn open(opening: Opening) -> Result<Rc<Qcow2>, OpenCause> {
+    let Opening {
+        tasks,
+        file,
+        mut header,
+        backing,
+        read_only,
+        cache,
+    } = opening;
     if header.is_corrupt() && !read_only {
         return Err(OpenCause::MarkedCorrupt);
     }
-    if header.is_dirty() && !read_only {
-        return Err(OpenCause::Dirty);
+    let survivors = match &cache.left_behind {
+        Some(bytes) => survivors(bytes, cache.identity).map_err(OpenCause::Cache)?,
+        None => Vec::new(),
+    };
+    if read_only && !survivors.is_empty() {
+        return Err(OpenCause::NeedsRecovery);
+    }
+    if !survivors.is_empty() {
+        recover::write_survivors(&file, &header, &survivors).await?;
     }
     let length = file.length()?;
-    let l1 = read_table(
-        &file,
-        "L1 table",
-        header.l1_table_offset,
-        u64::from(header.l1_size),
-        length,
-    )
-    .await?;
-    check_l1(&header, &l1, length)?;
-    let table_entries = (u64::from(header.refcount_table_clusters) << header.cluster_bits) / 8;
-    let table = read_table(
-        &file,
-        "refcount table",
-        header.refcount_table_offset,
-        table_entries,
-        length,
-    )
-    .await?;
-    check_refcount_table(&header, &table, length)?;
+    let (l1, refcount_table, snapshots) = read_tables(&file, &header, length).await?;
     let image_end = length.next_multiple_of(header.cluster_size());
-    check_not_truncated(&file, &header, &l1, &table, image_end).await?;
-    if header.autoclear_features != 0 && !read_only {
-        clear_autoclear_features(&file, &mut header).await?;
+    check_not_truncated(&file, &header, &l1, &refcount_table, image_end).await?;
+    if !read_only {
+        if header.is_dirty() {
+            recover::rebuild_refcounts(&file, &header, &l1, &refcount_table, &snapshots).await?;
+        }
+        prepare_header(&file, &mut header).await?;
     }
+    // Version 2 has no dirty bit to tell that an image and its cache belong together.
+    let lasting = cache.lasting.filter(|_| !read_only && header.version >= 3);
+    let shape = Shape::new(cache.bytes, header.cluster_size());
+    let buffer = match &lasting {
+        Some(lasting) => lasting.make(shape.length()).map_err(OpenCause::CacheMemory)?,
+        None => Buffer::zeroed(shape.length()),
+    };
+    let memory = CacheMemory::format(buffer, shape, cache.identity);
     Ok(Rc::new(Qcow2 {
         tasks,
         file,
         cluster_bits: header.cluster_bits,
         read_only,
+        write_through: lasting.is_none() && !read_only,
+        lasting,
         l1: RefCell::new(l1),
-        l1_dirty: RefCell::default(),
         l1_in_flight: Rc::default(),
-        refcounts: Refcounts::new(table),
-        cache: Rc::new(Cache::new(cache_bytes, header.cluster_size())),
+        refcounts: Refcounts::new(refcount_table),
+        cache: Rc::new(Cache::new(memory)),
         in_flight: Rc::default(),
         write_back: WriteBack::default(),
         image_end: Cell::new(image_end),
@@ -79,6 +101,48 @@ pub(crate) async fn open(
         zeroes: Buffer::zeroed(header.cluster_size() as usize),
         header: RefCell::new(header),
     }))
+}
+
+/// The L1 table, the refcount table and the snapshots, each within the file and plausible.
+async fn read_tables(
+    file: &ImageFile,
+    header: &Header,
+    length: u64,
+) -> Result<(Vec<u64>, Vec<u64>, Vec<SnapshotRecord>), OpenCause> {
+    let l1 = read_table(
+        file,
+        "L1 table",
+        header.l1_table_offset,
+        u64::from(header.l1_size),
+        length,
+    )
+    .await?;
+    check_l1(header, &l1, length)?;
+    let entries = (u64::from(header.refcount_table_clusters) << header.cluster_bits) / 8;
+    let refcount_table = read_table(file, "refcount table", header.refcount_table_offset, entries, length).await?;
+    check_refcount_table(header, &refcount_table, length)?;
+    let snapshots = snapshot::read_table(file, header, length).await?;
+    Ok((l1, refcount_table, snapshots))
+}
+
+/// Marks the image as open for writing, and clears what it promises about features that we do not keep up.
+///
+/// From the dirty bit on, until it is cleared on close, another program that repairs the image clears it: that tells that a
+/// metadata cache which was left behind is out of date.
+async fn prepare_header(file: &ImageFile, header: &mut Header) -> Result<(), DiskError> {
+    if header.version < 3 {
+        return Ok(());
+    }
+    if header.autoclear_features != 0 {
+        tracing::warn!(
+            bits = header.autoclear_features,
+            "clearing autoclear feature bits that are not understood"
+        );
+        header.autoclear_features = 0;
+    }
+    header.incompatible_features |= INCOMPATIBLE_DIRTY;
+    header.write_features(file).await?;
+    file.sync().await
 }
 
 /// Reads a table of 64-bit big-endian entries that must lie within the file of `length` bytes.
@@ -101,7 +165,8 @@ async fn read_table(
     Ok(words(&bytes))
 }
 
-fn words(bytes: &[u8]) -> Vec<u64> {
+/// 64-bit big-endian words.
+pub(super) fn words(bytes: &[u8]) -> Vec<u64> {
     let word = |bytes: &[u8]| bytes.iter().fold(0, |value, byte| value << 8 | u64::from(*byte));
     bytes.chunks_exact(8).map(word).collect()
 }
@@ -184,17 +249,5 @@ async fn check_not_truncated(
             }
         }
     }
-    Ok(())
-}
-
-/// Autoclear bits promise that something beside the format matches it. Who writes without knowing what, clears them.
-async fn clear_autoclear_features(file: &ImageFile, header: &mut Header) -> Result<(), DiskError> {
-    tracing::warn!(
-        bits = header.autoclear_features,
-        "clearing autoclear feature bits that are not understood"
-    );
-    file.write_bytes(HEADER_AUTOCLEAR, &0u64.to_be_bytes()).await?;
-    file.sync().await?;
-    header.autoclear_features = 0;
     Ok(())
 }

@@ -1,7 +1,6 @@
 //! Refcounts (qcow2 spec, "Host cluster management"): who uses a host cluster, and finding free ones.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
 use std::io;
 use std::rc::Rc;
 
@@ -23,63 +22,21 @@ const HEADER_REFCOUNT_TABLE: u64 = 48;
 pub(super) struct Refcounts {
     /// Offsets of the refcount blocks in bytes; 0 where there is none.
     table: RefCell<Vec<u64>>,
-    /// Sectors of the table that differ from the image file.
-    table_dirty: RefCell<BTreeSet<usize>>,
     /// No cluster before this one is free.
     cursor: Cell<u64>,
     /// Held by who adds a block or moves the table; used by who writes the table.
     pub(super) table_in_flight: Rc<InFlight>,
 }
 
-/// Table entries in a sector.
-const TABLE_ENTRIES_PER_SECTOR: usize = 64;
-
 impl Refcounts {
     pub(super) fn new(table: Vec<u64>) -> Self {
         // Cluster 0 holds the header, whatever its refcount says.
         Self {
             table: RefCell::new(table),
-            table_dirty: RefCell::default(),
             cursor: Cell::new(1),
             table_in_flight: Rc::default(),
         }
     }
-
-    /// Whether the table differs from the image file.
-    pub(super) fn table_is_dirty(&self) -> bool {
-        !self.table_dirty.borrow().is_empty()
-    }
-
-    /// Takes the dirty sectors of the table: byte offset within the table, and content.
-    pub(super) fn take_dirty_sectors(&self) -> Vec<(u64, Vec<u8>)> {
-        let table = self.table.borrow();
-        self.table_dirty
-            .take()
-            .into_iter()
-            .map(|sector| sector_of(&table, sector))
-            .collect()
-    }
-
-    /// These sectors could not be written.
-    pub(super) fn restore_dirty_sectors(&self, sectors: impl IntoIterator<Item = u64>) {
-        let sectors = sectors
-            .into_iter()
-            .map(|offset| offset as usize / (8 * TABLE_ENTRIES_PER_SECTOR));
-        self.table_dirty.borrow_mut().extend(sectors);
-    }
-}
-
-/// Sector number `sector` of a table of 64-bit big-endian entries: byte offset within the table, and content.
-pub(super) fn sector_of(table: &[u64], sector: usize) -> (u64, Vec<u8>) {
-    let first = sector * TABLE_ENTRIES_PER_SECTOR;
-    let last = (first + TABLE_ENTRIES_PER_SECTOR).min(table.len());
-    (
-        first as u64 * 8,
-        table[first..last]
-            .iter()
-            .flat_map(|entry| entry.to_be_bytes())
-            .collect(),
-    )
 }
 
 /// Where the refcount of a cluster is found.
@@ -325,12 +282,21 @@ impl Qcow2 {
             count: 1,
         })
         .await;
+        let (slice, index) = self.refcount_table_slice(block).await?;
         self.refcounts.table.borrow_mut()[block as usize] = offset;
-        self.refcounts
-            .table_dirty
-            .borrow_mut()
-            .insert(block as usize / TABLE_ENTRIES_PER_SECTOR);
+        self.cache.set_entry(slice, index, offset);
         Ok(())
+    }
+
+    /// The slice of the refcount table with entry number `block`, and the entry's index in it.
+    async fn refcount_table_slice(self: &Rc<Self>, block: u64) -> Result<(Slice, usize), DiskError> {
+        let table = self.header.borrow().refcount_table_offset;
+        let per_slice = self.cache.slice_size() / 8;
+        let offset = table + block / per_slice * self.cache.slice_size();
+        Ok((
+            self.slice(offset, Class::RefcountTable).await?,
+            (block % per_slice) as usize,
+        ))
     }
 
     /// Moves the refcount table, which has `entries`, to a larger place: behind all that it could describe, along
@@ -379,7 +345,8 @@ impl Qcow2 {
         header.refcount_table_offset = table_at;
         header.refcount_table_clusters = layout.table_clusters as u32;
         *self.refcounts.table.borrow_mut() = table;
-        self.refcounts.table_dirty.borrow_mut().clear();
+        self.cache
+            .forget(old.first << self.cluster_bits..(old.first + old.count) << self.cluster_bits);
         Ok(old)
     }
 

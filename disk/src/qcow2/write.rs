@@ -21,7 +21,8 @@ impl Qcow2 {
         }
         let length = source.range.len() as u64;
         let _changing = self.in_flight.change_mapping(self.clusters(offset, length)).await;
-        self.write_mapped(offset, source).await
+        self.write_mapped(offset, source).await?;
+        self.write_through().await
     }
 
     /// Writes everything in place and returns true, or returns false before it wrote anything.

@@ -17,12 +17,13 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
+use super::Qcow2;
 use super::cache::{Class, DirtySlice};
+use super::header::INCOMPATIBLE_DIRTY;
 use super::order::Clusters;
-use super::{Qcow2, refcount};
-use crate::storage::{Piece, Pieces, Transfer};
+use crate::DiskError;
+use crate::storage::{Piece, Pieces};
 use crate::wait::WaitList;
-use crate::{Buffer, DiskError};
 
 /// The longest run of neighbouring slices that travels in one write.
 const MAX_SLICES_PER_WRITE: usize = 256;
@@ -48,9 +49,8 @@ struct Epoch {
 
 /// What a write-back took at its instant.
 struct Captured {
-    l2_slices: Vec<DirtySlice>,
-    /// Byte offset within the L1 table, and content.
-    l1_sectors: Vec<(u64, Vec<u8>)>,
+    /// Slices of L2 tables and of the L1 table.
+    slices: Vec<DirtySlice>,
     unlinked: Vec<Clusters>,
 }
 
@@ -75,14 +75,31 @@ impl Qcow2 {
         epoch.waiters.until(outcome).await
     }
 
-    /// Writes back what a flush leaves: refcounts of clusters that left quarantine. For the end, when a flush is done
-    /// and no task is left.
+    /// Where a killed process would take its cache along, the metadata of a request goes to the image with it.
+    pub(super) async fn write_through(self: &Rc<Self>) -> Result<(), DiskError> {
+        if self.write_through { self.flush().await } else { Ok(()) }
+    }
+
+    /// Writes back what a flush leaves, the refcounts of clusters that left quarantine, and marks the image as closed.
+    /// For the end, when a flush is done and no task is left.
     pub(crate) async fn finish(self: &Rc<Self>) -> Result<(), DiskError> {
-        if !self.cache.has_dirty(Class::RefcountBlock) && !self.refcounts.table_is_dirty() {
-            return Ok(());
+        if self.cache.has_dirty(Class::RefcountBlock) || self.cache.has_dirty(Class::RefcountTable) {
+            self.write_refcounts().await?;
+            self.sync().await?;
         }
-        self.write_refcounts().await?;
-        self.sync().await
+        let header = {
+            let mut header = self.header.borrow_mut();
+            header.incompatible_features &= !INCOMPATIBLE_DIRTY;
+            header.clone()
+        };
+        if header.version >= 3 {
+            header.write_features(&self.file).await?;
+            self.sync().await?;
+        }
+        if let Some(lasting) = &self.lasting {
+            lasting.remove();
+        }
+        Ok(())
     }
 
     /// Keeps the share of dirty metadata in the cache below one half.
@@ -127,7 +144,7 @@ impl Qcow2 {
                 Ok(()) => self.release_from_quarantine(captured.unlinked),
                 Err(error) => {
                     tracing::error!(%error, "metadata could not be written back");
-                    self.restore(captured);
+                    self.write_back.quarantine(&captured.unlinked);
                 }
             }
             *epoch.result.borrow_mut() = Some(result);
@@ -137,45 +154,23 @@ impl Qcow2 {
     }
 
     fn capture(&self) -> Captured {
-        let l1 = self.l1.borrow();
-        let l1_sectors = self
-            .l1_dirty
-            .take()
-            .into_iter()
-            .map(|sector| refcount::sector_of(&l1, sector))
-            .collect();
+        let mut slices = self.cache.dirty_slices(Class::L2Table);
+        slices.extend(self.cache.dirty_slices(Class::L1Table));
         Captured {
-            l2_slices: self.cache.dirty_slices(Class::L2Table),
-            l1_sectors,
+            slices,
             unlinked: self.write_back.quarantine.take(),
         }
     }
 
-    /// What was captured is still to be written.
-    fn restore(&self, captured: Captured) {
-        let sectors = captured
-            .l1_sectors
-            .iter()
-            .map(|(offset, _)| *offset as usize / (8 * super::L1_ENTRIES_PER_SECTOR));
-        self.l1_dirty.borrow_mut().extend(sectors);
-        self.write_back.quarantine.borrow_mut().extend(captured.unlinked);
-    }
-
     async fn write_back_captured(self: &Rc<Self>, captured: &Captured) -> Result<(), DiskError> {
-        let nothing_linked = captured.l2_slices.is_empty() && captured.l1_sectors.is_empty();
-        if nothing_linked {
+        if captured.slices.is_empty() {
             return self.sync().await;
         }
         self.write_refcounts().await?;
         self.sync().await?;
-        let l1_offset = self.header.borrow().l1_table_offset;
-        let l1_writes = self.write_sectors(l1_offset, &captured.l1_sectors);
-        self.write_slices(&captured.l2_slices).await?;
-        for write in l1_writes {
-            write.await?;
-        }
+        self.write_slices(&captured.slices).await?;
         self.sync().await?;
-        self.cache.written_back(&captured.l2_slices);
+        self.cache.written_back(&captured.slices);
         Ok(())
     }
 
@@ -183,36 +178,17 @@ impl Qcow2 {
     async fn write_refcounts(self: &Rc<Self>) -> Result<(), DiskError> {
         // The table must not move meanwhile.
         let _using = self.refcounts.table_in_flight.use_mapping(0..1).await;
-        let sectors = self.refcounts.take_dirty_sectors();
-        let result = self.write_refcounts_and(&sectors).await;
-        if result.is_err() {
-            self.refcounts
-                .restore_dirty_sectors(sectors.iter().map(|(offset, _)| *offset));
-        }
-        result
-    }
-
-    async fn write_refcounts_and(self: &Rc<Self>, table_sectors: &[(u64, Vec<u8>)]) -> Result<(), DiskError> {
-        let slices = self.cache.dirty_slices(Class::RefcountBlock);
-        self.write_slices(&slices).await?;
-        self.cache.written_back(&slices);
-        if table_sectors.is_empty() {
-            return Ok(());
-        }
-        self.sync().await?;
-        let table = self.header.borrow().refcount_table_offset;
-        for write in self.write_sectors(table, table_sectors) {
-            write.await?;
+        // Taken first: the blocks that these name were written when they were made.
+        let table = self.cache.dirty_slices(Class::RefcountTable);
+        let blocks = self.cache.dirty_slices(Class::RefcountBlock);
+        self.write_slices(&blocks).await?;
+        self.cache.written_back(&blocks);
+        if !table.is_empty() {
+            self.sync().await?;
+            self.write_slices(&table).await?;
+            self.cache.written_back(&table);
         }
         Ok(())
-    }
-
-    fn write_sectors(&self, table: u64, sectors: &[(u64, Vec<u8>)]) -> Vec<Transfer> {
-        let write = |(offset, content): &(u64, Vec<u8>)| {
-            let piece = Piece::whole(Buffer::from_slice(content));
-            self.file.write(table + offset, smallvec::smallvec![piece])
-        };
-        sectors.iter().map(write).collect()
     }
 
     /// Writes slices to where they belong; neighbours travel together.

@@ -1,0 +1,138 @@
+//! What an image needs that was not closed: the metadata that its process left behind, and refcounts that fit.
+//!
+//! A process that was killed leaves its metadata cache in memory. Its dirty slices are written back in the durable order,
+//! and with them everything that had completed is in the image. After a power loss there is no such memory, nor is it
+//! needed: what is in the image is consistent, because dirty metadata reached it only behind its barriers.
+//!
+//! In both cases clusters may have a higher refcount than references: those that were being allocated, and those that were
+//! in quarantine. The references are counted and the refcounts set to them. Nothing else is changed: an image with two owners of one
+//! cluster is refused, not repaired. Everything here can be interrupted and done again.
+
+use super::cache::Class;
+use super::cache_memory::Survivor;
+use super::header::Header;
+use super::refcount::{get_refcount, set_refcount};
+use super::references::ReferenceMap;
+use super::snapshot::SnapshotRecord;
+use crate::DiskError;
+use crate::disk::Corruption;
+use crate::storage::ImageFile;
+
+/// Writes what a process left behind into its image, in the durable order.
+pub(super) async fn write_survivors(
+    file: &ImageFile,
+    header: &Header,
+    survivors: &[Survivor],
+) -> Result<(), DiskError> {
+    let image_end = file.length()?.next_multiple_of(header.cluster_size());
+    for survivor in survivors {
+        let end = survivor.offset + survivor.content.len() as u64;
+        if survivor.offset < header.cluster_size() || end > image_end {
+            let expected = "a slice within the image";
+            let (at, found) = (survivor.offset, end);
+            return Err(DiskError::Corrupt(Corruption {
+                structure: "metadata cache",
+                at,
+                found,
+                expected,
+            }));
+        }
+    }
+    let stages: [&[Class]; 3] = [
+        &[Class::RefcountBlock],
+        &[Class::RefcountTable],
+        &[Class::L2Table, Class::L1Table],
+    ];
+    for stage in stages {
+        for survivor in survivors.iter().filter(|survivor| stage.contains(&survivor.class)) {
+            file.write_bytes(survivor.offset, &survivor.content).await?;
+        }
+        file.sync().await?;
+    }
+    tracing::info!(
+        slices = survivors.len(),
+        "wrote back the metadata of a process that was killed"
+    );
+    Ok(())
+}
+
+/// Sets every refcount to the number of references. Fails, without having written anything, where that would not make
+/// the image whole.
+pub(super) async fn rebuild_refcounts(
+    file: &ImageFile,
+    header: &Header,
+    l1: &[u64],
+    refcount_table: &[u64],
+    snapshots: &[SnapshotRecord],
+) -> Result<(), DiskError> {
+    let image_end = file.length()?.next_multiple_of(header.cluster_size());
+    let references = ReferenceMap::count(file, header, l1, refcount_table, snapshots, image_end).await?;
+    let per_block = (header.cluster_size() * 8) >> header.refcount_order;
+    check_blocks_exist(header, refcount_table, &references, per_block)?;
+    let (mut raised, mut lowered) = (0u64, 0u64);
+    for (index, &offset) in refcount_table.iter().enumerate().filter(|(_, offset)| **offset != 0) {
+        let mut block = file.read_bytes(offset, header.cluster_size() as usize).await?;
+        let mut changed = false;
+        for entry in 0..per_block {
+            let found = get_refcount(&block, entry as usize, header.refcount_order);
+            let expected = u64::from(references.get(index as u64 * per_block + entry));
+            if found == expected {
+                continue;
+            }
+            check_fits(header, offset, expected)?;
+            set_refcount(&mut block, entry as usize, header.refcount_order, expected);
+            changed = true;
+            (raised, lowered) = (
+                raised + u64::from(found < expected),
+                lowered + u64::from(found > expected),
+            );
+        }
+        if changed {
+            file.write_bytes(offset, &block).await?;
+        }
+    }
+    if raised + lowered > 0 {
+        file.sync().await?;
+        tracing::info!(reclaimed = lowered, raised, "refcounts rebuilt");
+    }
+    Ok(())
+}
+
+/// Each cluster that is referred to has a refcount block.
+fn check_blocks_exist(
+    header: &Header,
+    table: &[u64],
+    references: &ReferenceMap,
+    per_block: u64,
+) -> Result<(), DiskError> {
+    let blocks = references.last() / per_block + 1;
+    for index in 0..blocks {
+        let missing = table.get(index as usize).is_none_or(|offset| *offset == 0);
+        let needed = || (index * per_block..(index + 1) * per_block).any(|cluster| references.get(cluster) > 0);
+        if missing && needed() {
+            let at = header.refcount_table_offset + index * 8;
+            let expected = "a refcount block, since clusters that it would describe are in use";
+            return Err(DiskError::Corrupt(Corruption {
+                structure: "refcount table entry",
+                at,
+                found: 0,
+                expected,
+            }));
+        }
+    }
+    Ok(())
+}
+
+fn check_fits(header: &Header, at: u64, refcount: u64) -> Result<(), DiskError> {
+    let max = u64::MAX >> (64 - (1u32 << header.refcount_order));
+    if refcount > max {
+        let expected = "no more references than a refcount can count";
+        return Err(DiskError::Corrupt(Corruption {
+            structure: "refcount block",
+            at,
+            found: refcount,
+            expected,
+        }));
+    }
+    Ok(())
+}
