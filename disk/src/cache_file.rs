@@ -28,7 +28,7 @@ pub(crate) struct CacheFile {
 #[error("The metadata that a killed process left in {} cannot be used: {reason}", path.display())]
 pub struct CacheFileError {
     path: PathBuf,
-    reason: String,
+    reason: io::Error,
 }
 
 impl CacheFile {
@@ -70,15 +70,10 @@ impl CacheFile {
 
     /// What a process left behind, if it is ours.
     pub(crate) fn read(&self) -> Result<Vec<u8>, CacheFileError> {
-        self.read_checked().map_err(|error| self.refused(error))
-    }
-
-    /// Why the content of the file is refused.
-    pub(crate) fn refused(&self, reason: impl ToString) -> CacheFileError {
-        CacheFileError {
+        self.read_checked().map_err(|reason| CacheFileError {
             path: self.path.clone(),
-            reason: reason.to_string(),
-        }
+            reason,
+        })
     }
 
     fn read_checked(&self) -> io::Result<Vec<u8>> {
@@ -141,7 +136,7 @@ impl LastingMemory for CacheFile {
 fn directory() -> Option<PathBuf> {
     let candidates = ["/dev/shm", "/run"].map(PathBuf::from);
     candidates.into_iter().find(|path| {
-        let is_tmpfs = rustix::fs::statfs(path).is_ok_and(|found| found.f_type as i64 == TMPFS_MAGIC);
+        let is_tmpfs = rustix::fs::statfs(path).is_ok_and(|found| found.f_type == TMPFS_MAGIC);
         is_tmpfs && rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok()
     })
 }

@@ -83,13 +83,13 @@ impl ReferenceMap {
 
     /// The last cluster that is referred to.
     pub(super) fn last(&self) -> u64 {
-        let last_in = |(page, entries): (&u64, &Box<[References; PAGE as usize]>)| {
-            entries
-                .iter()
-                .rposition(|entry| entry.count > 0)
-                .map(|index| page * PAGE + index as u64)
-        };
-        self.pages.iter().filter_map(last_in).max().unwrap_or(0)
+        let used = |entries: &[References]| entries.iter().rposition(|entry| entry.count > 0);
+        let last = self
+            .pages
+            .iter()
+            .filter_map(|(page, entries)| Some(page * PAGE + used(&entries[..])? as u64))
+            .max();
+        last.unwrap_or(0)
     }
 
     fn entry(&mut self, cluster: u64) -> &mut References {
