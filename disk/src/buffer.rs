@@ -31,6 +31,7 @@ enum Owner {
     Guest { _memory: GuestMemoryMmap },
     Own { _bytes: Box<[u64]> },
     Mapped { _mapping: Mapping },
+    Part { _whole: Buffer },
 }
 
 /// A shared mapping of a whole file.
@@ -129,6 +130,43 @@ impl Buffer {
                 _owner: Owner::Own { _bytes: bytes },
             }),
         }
+    }
+
+    /// Memory of our own: `length` zero bytes that begin at a multiple of `alignment`, a power of two.
+    pub(crate) fn zeroed_aligned(length: usize, alignment: usize) -> Self {
+        let whole = Self::zeroed(length + alignment);
+        let start = whole
+            .inner
+            .segments
+            .first()
+            .map_or(0, |segment| segment.start.align_offset(alignment));
+        let Some(first) = whole.segments(start..start + length).next() else {
+            return whole;
+        };
+        let owner = Owner::Part { _whole: whole };
+        Self {
+            inner: Arc::new(Inner {
+                segments: SmallVec::from_slice(&[first]),
+                length,
+                _owner: owner,
+            }),
+        }
+    }
+
+    /// Whether each segment of the range begins and ends at a multiple of `alignment`.
+    pub(crate) fn is_aligned(&self, range: Range<usize>, alignment: usize) -> bool {
+        self.segments(range)
+            .all(|segment| segment.start.addr().is_multiple_of(alignment) && segment.length.is_multiple_of(alignment))
+    }
+
+    /// Whether all bytes are zero now.
+    pub(crate) fn is_zero(&self) -> bool {
+        let mut bytes = [0; 4096];
+        (0..self.len()).step_by(bytes.len()).all(|at| {
+            let part = &mut bytes[..(self.len() - at).min(4096)];
+            self.copy_to_slice(at, part);
+            part.iter().all(|byte| *byte == 0)
+        })
     }
 
     /// The first `length` bytes of `file`, shared with it: what is stored here survives this process. The file must not

@@ -12,9 +12,10 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags};
 
 use crate::image::Image;
 use crate::open::{OpenError, OpenOptions, Opener};
+use crate::options::{CacheMode, DetectZeroes, Discard};
 use crate::storage::{Ring, Storage, ThreadPool};
 use crate::tasks::Tasks;
-use crate::{Disk, DiskError, Request};
+use crate::{Command, Disk, DiskError, Request};
 
 /// How operations reach the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,13 +61,12 @@ pub struct Engine {
     backend: Backend,
     event_fd: Arc<OwnedFd>,
     inbox: Arc<Inbox>,
-    images: RefCell<Vec<OpenImage>>,
+    images: RefCell<Vec<Rc<OpenImage>>>,
 }
 
 struct OpenImage {
-    path: std::path::PathBuf,
+    options: OpenOptions,
     image: Image,
-    read_only: bool,
 }
 
 enum Backend {
@@ -124,11 +124,10 @@ impl Engine {
             index: images.len(),
             inbox: self.inbox.clone(),
         };
-        images.push(OpenImage {
-            path: options.path.clone(),
+        images.push(Rc::new(OpenImage {
+            options: options.clone(),
             image,
-            read_only: options.read_only,
-        });
+        }));
         Ok(Arc::new(handle))
     }
 
@@ -163,11 +162,12 @@ impl Engine {
         self.spawn_requests(last.unwrap_or_default());
         self.drain();
         let mut result = Ok(());
-        for OpenImage { path, image, read_only } in self.images.take() {
-            if read_only {
+        for open in self.images.take() {
+            if open.options.read_only {
                 continue;
             }
-            if let Err(cause) = self.close_image(&image) {
+            if let Err(cause) = self.close_image(&open.image) {
+                let path = open.options.path.clone();
                 tracing::error!(error = %cause, path = %path.display(), "closing an image failed");
                 result = result.and(Err(CloseError { path, cause }));
             }
@@ -178,7 +178,7 @@ impl Engine {
     /// In two steps: what the first sets free is written by the second.
     fn close_image(&self, image: &Image) -> Result<(), DiskError> {
         let flushing = image.clone();
-        self.run_to_end(async move { flushing.execute(crate::Command::Flush).await })?;
+        self.run_to_end(async move { flushing.execute(Command::Flush).await })?;
         self.drain();
         let finishing = image.clone();
         self.run_to_end(async move { finishing.finish().await })?;
@@ -194,13 +194,12 @@ impl Engine {
 
     fn spawn_requests(&self, requests: VecDeque<(usize, Request)>) {
         for (index, request) in requests {
-            let found = self
-                .images
-                .borrow()
-                .get(index)
-                .map(|open| (open.image.clone(), open.read_only));
+            let found = self.images.borrow().get(index).cloned();
             match found {
-                Some((image, read_only)) => self.tasks.spawn(run_request(image, read_only, request)),
+                Some(image) => self.tasks.spawn(async move {
+                    let outcome = image.run(request.command).await;
+                    (request.done)(outcome);
+                }),
                 None => (request.done)(Err(DiskError::Closed)),
             }
         }
@@ -240,12 +239,37 @@ impl Engine {
     }
 }
 
-async fn run_request(image: Image, read_only: bool, request: Request) {
-    let outcome = match request.command.check(image.capacity(), read_only) {
-        Ok(()) => image.execute(request.command).await,
-        Err(error) => Err(error),
-    };
-    (request.done)(outcome);
+impl OpenImage {
+    /// Runs a guest's command as the image's options say.
+    async fn run(&self, command: Command) -> Result<(), DiskError> {
+        command.check(self.image.capacity(), self.options.read_only)?;
+        match &command {
+            Command::Flush if self.options.cache == CacheMode::Unsafe => return Ok(()),
+            Command::Discard { .. } if self.options.discard == Discard::Ignore => return Ok(()),
+            _ => {}
+        }
+        let write_through = self.options.cache.is_write_through() && command.modifies();
+        self.image.execute(self.zeroes_detected(command)).await?;
+        if write_through {
+            self.image.execute(Command::Flush).await
+        } else {
+            Ok(())
+        }
+    }
+
+    fn zeroes_detected(&self, command: Command) -> Command {
+        match command {
+            Command::Write { offset, buffer }
+                if self.options.detect_zeroes != DetectZeroes::Off && buffer.is_zero() =>
+            {
+                Command::WriteZeroes {
+                    offset,
+                    length: buffer.len() as u64,
+                }
+            }
+            other => other,
+        }
+    }
 }
 
 impl Backend {

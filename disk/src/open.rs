@@ -6,16 +6,19 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use rustix::fs::{AtFlags, OFlags, StatxFlags};
+
 use crate::DiskError;
 use crate::cache_file::{CacheFile, CacheFileError};
 use crate::disk::Corruption;
 use crate::image::Image;
 use crate::lock::{self, LockError};
+use crate::options::{CacheMode, DetectZeroes, Discard};
 use crate::qcow2::cache_memory::{CacheError, Identity};
 use crate::qcow2::header::{BackingReference, Header, HeaderError, MAGIC, MAX_LENGTH};
 use crate::qcow2::{self, CachePlan, Opening};
 use crate::raw::Raw;
-use crate::storage::{ImageFile, Storage};
+use crate::storage::{AlignedStorage, ImageFile, Storage, file_length};
 use crate::tasks::Tasks;
 
 /// The longest chain of backing files.
@@ -39,6 +42,26 @@ pub struct OpenOptions {
     pub format: Format,
     /// Refuse writes, and share the image with other readers.
     pub read_only: bool,
+    /// When writes reach the disk below.
+    pub cache: CacheMode,
+    /// What becomes of discards.
+    pub discard: Discard,
+    /// Whether writes of zeros are stored as such.
+    pub detect_zeroes: DetectZeroes,
+}
+
+impl OpenOptions {
+    /// The image at `path`, writable, with the defaults that QEMU has.
+    pub fn new(path: impl Into<PathBuf>, format: Format) -> Self {
+        Self {
+            path: path.into(),
+            format,
+            read_only: false,
+            cache: CacheMode::default(),
+            discard: Discard::default(),
+            detect_zeroes: DetectZeroes::default(),
+        }
+    }
 }
 
 /// Why an image could not be opened. Its text names the file.
@@ -94,6 +117,9 @@ pub enum OpenCause {
     /// There is no memory for the metadata cache.
     #[error("Cannot reserve memory for the metadata cache on tmpfs: {0}")]
     CacheMemory(io::Error),
+    /// The file system has no O_DIRECT.
+    #[error("The file system cannot go past the page cache (O_DIRECT), as cache=none and cache=directsync ask")]
+    NoDirectIo,
     /// Reading the tables failed.
     #[error("{0}")]
     Storage(DiskError),
@@ -162,7 +188,7 @@ impl Opener<'_> {
         let file = open_file(options, above).map_err(fail)?;
         match options.format {
             Format::Raw => {
-                let file = ImageFile::new((self.storage)(file));
+                let file = self.image_file(file, options).map_err(fail)?;
                 let raw = Raw::new(file).map_err(|error| fail(error.into()))?;
                 Ok(Image::Raw(Rc::new(raw)))
             }
@@ -171,17 +197,18 @@ impl Opener<'_> {
                 let backing = match &header.backing {
                     None => None,
                     Some(reference) => {
-                        let options = backing_options(&options.path, reference).map_err(fail)?;
+                        let options = backing_options(options, reference).map_err(fail)?;
                         Some(self.open_link(&options, above)?)
                     }
                 };
                 let cache = plan_cache(&file, &header, options).map_err(fail)?;
                 let opening = Opening {
                     tasks: self.tasks.clone(),
-                    file: ImageFile::new((self.storage)(file)),
+                    file: self.image_file(file, options).map_err(fail)?,
                     header,
                     backing,
                     read_only: options.read_only,
+                    unmap: options.discard == Discard::Unmap,
                     cache,
                 };
                 let open = async move { qcow2::open(opening).await.map(Image::Qcow2) };
@@ -189,6 +216,44 @@ impl Opener<'_> {
             }
         }
     }
+}
+
+impl Opener<'_> {
+    /// The file, past the page cache if that is asked for and possible.
+    fn image_file(&self, file: File, options: &OpenOptions) -> Result<ImageFile, OpenCause> {
+        if !options.cache.is_direct() {
+            return Ok(ImageFile::new((self.storage)(file)));
+        }
+        let alignment = direct_alignment(&file)?;
+        let length = file_length(&file).map_err(OpenCause::File)?;
+        if !length.is_multiple_of(alignment) {
+            if options.read_only || options.format == Format::Raw {
+                let path = options.path.display();
+                tracing::warn!(%path, length, alignment, "a file of this length needs the page cache; cache=none is ignored");
+                return Ok(ImageFile::new((self.storage)(file)));
+            }
+            // What is beyond the end of a qcow2 file reads as zeros, so that is what it is filled up with.
+            file.set_len(length.next_multiple_of(alignment))
+                .map_err(OpenCause::File)?;
+        }
+        let flags = rustix::fs::fcntl_getfl(&file).map_err(|error| OpenCause::File(error.into()))?;
+        rustix::fs::fcntl_setfl(&file, flags | OFlags::DIRECT).map_err(|_| OpenCause::NoDirectIo)?;
+        let aligned = AlignedStorage::new((self.storage)(file), self.tasks.clone(), alignment);
+        Ok(ImageFile::new(Rc::new(aligned)))
+    }
+}
+
+/// What transfers past the page cache must be multiples of, in bytes (statx(2), STATX_DIOALIGN).
+fn direct_alignment(file: &File) -> Result<u64, OpenCause> {
+    /// For kernels and file systems that do not say.
+    const USUAL: u64 = 4096;
+    let found = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::from_bits_retain(0x2000));
+    let alignment = found.map_or(0, |found| found.stx_dio_mem_align.max(found.stx_dio_offset_align));
+    Ok(if alignment.is_power_of_two() {
+        u64::from(alignment).max(512)
+    } else {
+        USUAL
+    })
 }
 
 /// Where the metadata cache of an image lies, and what a killed process left there.
@@ -266,13 +331,13 @@ fn read_header(file: &File) -> Result<Header, OpenCause> {
     Ok(Header::parse(&bytes[..length])?)
 }
 
-/// Where a backing file is, and its format.
-fn backing_options(image: &Path, reference: &BackingReference) -> Result<OpenOptions, OpenCause> {
+/// Where a backing file is, and its format. It is used as the image above it is.
+fn backing_options(above: &OpenOptions, reference: &BackingReference) -> Result<OpenOptions, OpenCause> {
     let name = reference.name.strip_prefix("file:").unwrap_or(&reference.name);
     if name.starts_with("json:") || name.contains("://") {
         return Err(OpenCause::BackingName(name.to_owned()));
     }
-    let path = image.parent().unwrap_or(Path::new("")).join(name);
+    let path = above.path.parent().unwrap_or(Path::new("")).join(name);
     let format = match reference.format.as_deref() {
         Some("qcow2") => Format::Qcow2,
         Some("raw" | "file" | "host_device") => Format::Raw,
@@ -285,6 +350,7 @@ fn backing_options(image: &Path, reference: &BackingReference) -> Result<OpenOpt
         path,
         format,
         read_only: true,
+        ..above.clone()
     })
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The order of a write into a cluster that is unallocated or shared is a chain of types in [`order`];
 //! when metadata reaches the image file is decided in [`write_back`]; which requests wait for each other, in
-//! [`in_flight`]. Everything below [`header`] and [`entry`] is pure: bytes in, structures out.
+//! [`in_flight`](crate::in_flight). Everything below [`header`] and [`entry`] is pure: bytes in, structures out.
 
 mod cache;
 pub(crate) mod cache_memory;
@@ -11,7 +11,6 @@ pub(crate) mod create;
 mod discard;
 mod entry;
 pub(crate) mod header;
-mod in_flight;
 mod mapping;
 mod open;
 mod order;
@@ -32,10 +31,10 @@ use crate::storage::ImageFile;
 use crate::tasks::Tasks;
 use crate::{Buffer, DiskError};
 
+use crate::in_flight::InFlight;
 use cache::{Cache, Class, Found, Slice};
 use cache_memory::LastingMemory;
 use header::Header;
-use in_flight::InFlight;
 use order::Clusters;
 use refcount::Refcounts;
 use write_back::WriteBack;
@@ -49,6 +48,8 @@ pub(crate) struct Qcow2 {
     header: RefCell<Header>,
     cluster_bits: u32,
     read_only: bool,
+    /// Clusters that are given up give their space back to the host's file system.
+    unmap: bool,
     /// The cache ends with this process, so a write is not complete before its metadata is in the image.
     write_through: bool,
     /// Where the cache lies otherwise.

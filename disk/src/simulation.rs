@@ -105,6 +105,7 @@ impl Simulation {
                 header,
                 backing,
                 read_only: false,
+                unmap: true,
                 cache,
             };
             let opened = qcow2::open(opening).await;

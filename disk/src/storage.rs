@@ -3,6 +3,7 @@
 //! A [`Storage`] starts an [`Operation`] at once and reports through the operation's [`Ticket`].
 //! An operation that nobody waits for any more still runs to its end, and keeps its memory until then.
 
+mod aligned;
 mod simulated;
 mod threads;
 mod uring;
@@ -16,10 +17,12 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
+use rustix::fs::FallocateFlags;
 use smallvec::SmallVec;
 
 use crate::{Buffer, DiskError};
 
+pub(crate) use aligned::AlignedStorage;
 pub use simulated::{CrashModel, SimulatedDisk};
 pub(crate) use threads::ThreadPool;
 pub(crate) use uring::Ring;
@@ -68,6 +71,13 @@ pub enum Operation {
     },
     /// Makes all writes that completed before this began durable (fdatasync).
     Sync,
+    /// Gives the space of a range back to the file system; it reads as zeros then.
+    PunchHole {
+        /// Where in the file.
+        offset: u64,
+        /// How many bytes.
+        length: u64,
+    },
 }
 
 impl Operation {
@@ -76,12 +86,15 @@ impl Operation {
             Operation::Read { .. } => "read",
             Operation::Write { .. } => "write",
             Operation::Sync => "fdatasync",
+            Operation::PunchHole { .. } => "punch hole",
         }
     }
 
     pub(crate) fn offset(&self) -> u64 {
         match self {
-            Operation::Read { offset, .. } | Operation::Write { offset, .. } => *offset,
+            Operation::Read { offset, .. } | Operation::Write { offset, .. } | Operation::PunchHole { offset, .. } => {
+                *offset
+            }
             Operation::Sync => 0,
         }
     }
@@ -159,6 +172,11 @@ impl ImageFile {
     /// Starts writing all of the pieces at `offset`.
     pub fn write(&self, offset: u64, pieces: Pieces) -> Transfer {
         self.transfer(Operation::Write { offset, pieces })
+    }
+
+    /// Starts giving the space of a range back to the file system; it reads as zeros then.
+    pub fn punch_hole(&self, offset: u64, length: u64) -> Transfer {
+        self.transfer(Operation::PunchHole { offset, length })
     }
 
     /// Starts making all writes that completed before now durable.
@@ -248,7 +266,7 @@ impl Transfer {
             Err(error) => return Err(error),
         };
         match &mut self.operation {
-            Operation::Sync => Ok(true),
+            Operation::Sync | Operation::PunchHole { .. } => Ok(true),
             // The end of the file.
             Operation::Read { pieces, .. } if transferred == 0 => {
                 for piece in pieces {
@@ -290,7 +308,7 @@ type Segments = SmallVec<[libc::iovec; 4]>;
 fn segments(operation: &Operation) -> Segments {
     let pieces: &[Piece] = match operation {
         Operation::Read { pieces, .. } | Operation::Write { pieces, .. } => pieces,
-        Operation::Sync => &[],
+        Operation::Sync | Operation::PunchHole { .. } => &[],
     };
     pieces
         .iter()
@@ -299,13 +317,16 @@ fn segments(operation: &Operation) -> Segments {
         .collect()
 }
 
+/// fallocate's mode for a hole within a file.
+const PUNCH_HOLE: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
+
 /// Whether what was never written to `file` reads as zeros.
 fn is_regular(file: &File) -> bool {
     file.metadata().is_ok_and(|metadata| metadata.file_type().is_file())
 }
 
 /// The length of a regular file or a block device in bytes.
-fn file_length(mut file: &File) -> io::Result<u64> {
+pub(crate) fn file_length(mut file: &File) -> io::Result<u64> {
     // Nothing else uses the file position: all transfers name their offset.
     file.seek(io::SeekFrom::End(0))
 }

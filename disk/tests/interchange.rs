@@ -19,11 +19,7 @@ type Outcome = Arc<Mutex<Option<Result<(), DiskError>>>>;
 impl Session {
     fn open(path: &Path, format: Format, aio: Aio) -> Self {
         let engine = Engine::new(EngineOptions { aio }).expect("an engine");
-        let options = OpenOptions {
-            path: path.to_owned(),
-            format,
-            read_only: false,
-        };
+        let options = OpenOptions::new(path.to_owned(), format);
         let disk = engine.open(&options).unwrap_or_else(|error| panic!("{error}"));
         Self { engine, disk }
     }
@@ -312,11 +308,7 @@ fn an_image_in_use_is_refused_on_both_sides() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("lock"), "{refused:?}");
 
     let second = Engine::new(EngineOptions::default()).expect("an engine");
-    let options = OpenOptions {
-        path: fixture.file("disk.qcow2"),
-        format: Format::Qcow2,
-        read_only: false,
-    };
+    let options = OpenOptions::new(fixture.file("disk.qcow2"), Format::Qcow2);
     let error = second.open(&options).err().expect("a second writer is refused");
     assert!(error.to_string().contains("in use"), "{error}");
     session.close();

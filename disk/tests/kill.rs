@@ -29,11 +29,7 @@ fn start(disk: &dyn Disk, command: Command) -> Outcome {
 
 fn open(path: &Path) -> (Engine, Arc<dyn Disk>) {
     let engine = Engine::new(EngineOptions::default()).expect("an engine");
-    let options = OpenOptions {
-        path: path.to_owned(),
-        format: Format::Qcow2,
-        read_only: false,
-    };
+    let options = OpenOptions::new(path.to_owned(), Format::Qcow2);
     let disk = engine.open(&options).unwrap_or_else(|error| panic!("{error}"));
     (engine, disk)
 }

@@ -28,6 +28,8 @@ pub(crate) struct Opening {
     pub header: Header,
     pub backing: Option<Image>,
     pub read_only: bool,
+    /// Clusters that are given up give their space back to the host's file system.
+    pub unmap: bool,
     pub cache: CachePlan,
 }
 
@@ -50,6 +52,7 @@ pub(crate) async fn open(opening: Opening) -> Result<Rc<Qcow2>, OpenCause> {
         mut header,
         backing,
         read_only,
+        unmap,
         cache,
     } = opening;
     if header.is_corrupt() && !read_only {
@@ -88,6 +91,7 @@ pub(crate) async fn open(opening: Opening) -> Result<Rc<Qcow2>, OpenCause> {
         file,
         cluster_bits: header.cluster_bits,
         read_only,
+        unmap,
         write_through: lasting.is_none() && !read_only,
         lasting,
         l1: RefCell::new(l1),

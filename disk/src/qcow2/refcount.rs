@@ -7,10 +7,10 @@ use std::rc::Rc;
 use super::Qcow2;
 use super::cache::{Class, Slice};
 use super::header::MAX_REFCOUNT_TABLE_BYTES;
-use super::in_flight::InFlight;
 use super::order::{Allocated, Clusters};
 use crate::DiskError;
 use crate::disk::Corruption;
+use crate::in_flight::InFlight;
 
 /// Host offsets have 56 bits.
 const MAX_HOST_OFFSET: u64 = 1 << 56;
@@ -176,6 +176,36 @@ impl Qcow2 {
             }
         }
         Ok(())
+    }
+
+    /// Gives the space of those of these clusters back to the file system that nobody but the caller refers to.
+    pub(super) async fn punch_last_references(self: &Rc<Self>, clusters: Clusters) -> Result<(), DiskError> {
+        let end = clusters.first + clusters.count;
+        let mut start = clusters.first;
+        while start < end {
+            let mut run = start;
+            while run < end && self.refcount(run).await? == 1 {
+                run += 1;
+            }
+            if run > start {
+                let length = (run - start) << self.cluster_bits;
+                self.file.punch_hole(start << self.cluster_bits, length).await?;
+            }
+            start = run + 1;
+        }
+        Ok(())
+    }
+
+    /// How many references a cluster has.
+    async fn refcount(self: &Rc<Self>, cluster: u64) -> Result<u64, DiskError> {
+        let Place::Slice { offset, index } = self.refcount_place(cluster) else {
+            return Ok(0);
+        };
+        let slice = self.slice(offset, Class::RefcountBlock).await?;
+        let (at, within, width) = packed_place(index as usize, self.refcount_order());
+        let mut bytes = [0; 8];
+        self.cache.read(slice, at, &mut bytes[..width]);
+        Ok(get_refcount(&bytes, within, self.refcount_order()))
     }
 
     fn refcount_order(&self) -> u32 {

@@ -239,6 +239,12 @@ impl Qcow2 {
         // A task of its own: it may need room in the cache, and so the next write-back.
         self.tasks.spawn(async move {
             for clusters in unlinked {
+                // Before anybody else can have them. A file system without holes keeps the space, no more.
+                if image.unmap
+                    && let Err(error) = image.punch_last_references(clusters).await
+                {
+                    tracing::debug!(%error, ?clusters, "the space of clusters is not given back");
+                }
                 if let Err(error) = image.decrement_refcounts(clusters).await {
                     tracing::error!(%error, ?clusters, "clusters leak");
                 }

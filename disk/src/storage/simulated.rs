@@ -204,6 +204,18 @@ impl State {
                 self.completed_writes += 1;
                 length
             }
+            Operation::PunchHole { offset, length } => {
+                let end = (offset + length).min(self.current.len() as u64);
+                let bytes = vec![0; end.saturating_sub(*offset) as usize];
+                store(&mut self.current, *offset, &bytes);
+                self.unsynced.push(StoredWrite {
+                    sequence: self.completed_writes,
+                    offset: *offset,
+                    bytes,
+                });
+                self.completed_writes += 1;
+                0
+            }
             Operation::Sync => {
                 let (synced, rest) = self
                     .unsynced

@@ -124,6 +124,9 @@ fn work(jobs: &Mutex<Receiver<Job>>, finished: &Finished, event_fd: &OwnedFd) {
 fn execute(file: &File, operation: &Operation) -> io::Result<usize> {
     let fd = file.as_raw_fd();
     match operation {
+        Operation::PunchHole { offset, length } => rustix::fs::fallocate(file, super::PUNCH_HOLE, *offset, *length)
+            .map(|()| 0)
+            .map_err(io::Error::from),
         Operation::Sync => rustix::fs::fdatasync(file).map(|()| 0).map_err(io::Error::from),
         Operation::Read { offset, .. } | Operation::Write { offset, .. } => {
             let segments = super::segments(operation);

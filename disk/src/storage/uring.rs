@@ -105,6 +105,10 @@ impl Ring {
             Operation::Write { offset, .. } => opcode::Writev::new(fd, segments.as_ptr(), count)
                 .offset(*offset)
                 .build(),
+            Operation::PunchHole { offset, length } => opcode::Fallocate::new(fd, *length)
+                .offset(*offset)
+                .mode(super::PUNCH_HOLE.bits() as i32)
+                .build(),
             Operation::Sync => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
         };
         let in_flight = InFlight {

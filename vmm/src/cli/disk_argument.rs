@@ -1,9 +1,9 @@
-//! `--disk PATH[,format=qcow2|raw][,slot=hda..hdd][,readonly][,root]`
+//! `--disk PATH[,format=qcow2|raw][,slot=hda..hdd][,readonly][,root][,cache=...][,discard=...][,detect-zeroes=...]`
 
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use disk::Format;
+use disk::{CacheMode, DetectZeroes, Discard, Format, OptionError};
 
 /// Where an IDE drive is plugged in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,12 @@ pub struct DiskArgument {
     pub read_only: bool,
     /// The kernel is told to mount it as its root.
     pub root: bool,
+    /// When writes reach the host's disk.
+    pub cache: CacheMode,
+    /// What becomes of the guest's discards.
+    pub discard: Discard,
+    /// Whether writes of zeros are stored as such.
+    pub detect_zeroes: DetectZeroes,
 }
 
 /// A `--disk` that does not read as one.
@@ -50,7 +56,7 @@ pub enum DiskArgumentError {
     NoPath,
     /// No such option.
     #[error(
-        "unknown option \"{0}\"; there are format=qcow2|raw, slot=hda..hdd, readonly and root (a comma in the path is written twice)"
+        "unknown option \"{0}\"; there are format=qcow2|raw, slot=hda..hdd, readonly, root, cache=, discard= and detect-zeroes= (a comma in the path is written twice)"
     )]
     UnknownOption(String),
     /// An option that was said before.
@@ -59,9 +65,18 @@ pub enum DiskArgumentError {
     /// A format that is not known.
     #[error("format \"{0}\" is not known; say qcow2 or raw")]
     Format(String),
+    /// A value that an option does not have.
+    #[error("{0}")]
+    Value(OptionError),
     /// A slot that is not there.
     #[error("there is no slot \"{0}\"; say hda, hdb, hdc or hdd")]
     Slot(String),
+}
+
+impl From<OptionError> for DiskArgumentError {
+    fn from(error: OptionError) -> Self {
+        DiskArgumentError::Value(error)
+    }
 }
 
 impl FromStr for DiskArgument {
@@ -77,6 +92,7 @@ impl FromStr for DiskArgument {
         let mut slot = None;
         let mut read_only = None;
         let mut root = None;
+        let (mut cache, mut discard, mut detect_zeroes) = (None, None, None);
         for field in fields {
             let (name, value) = match field.split_once('=') {
                 Some((name, value)) => (name, Some(value)),
@@ -85,6 +101,9 @@ impl FromStr for DiskArgument {
             match (name, value) {
                 ("format", Some(value)) => set(&mut format, "format", parse_format(value)?)?,
                 ("slot", Some(value)) => set(&mut slot, "slot", parse_slot(value)?)?,
+                ("cache", Some(value)) => set(&mut cache, "cache", value.parse()?)?,
+                ("discard", Some(value)) => set(&mut discard, "discard", value.parse()?)?,
+                ("detect-zeroes", Some(value)) => set(&mut detect_zeroes, "detect-zeroes", value.parse()?)?,
                 ("readonly", None) => set(&mut read_only, "readonly", true)?,
                 ("root", None) => set(&mut root, "root", true)?,
                 _ => return Err(DiskArgumentError::UnknownOption(field)),
@@ -96,6 +115,9 @@ impl FromStr for DiskArgument {
             slot,
             read_only: read_only.unwrap_or(false),
             root: root.unwrap_or(false),
+            cache: cache.unwrap_or_default(),
+            discard: discard.unwrap_or_default(),
+            detect_zeroes: detect_zeroes.unwrap_or_default(),
         })
     }
 }

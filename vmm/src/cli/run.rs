@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use clap::CommandFactory;
 use clap::error::ErrorKind;
 use devices::chipset::DriveConfig;
-use disk::{Disk, Engine, EngineOptions, OpenOptions};
+use disk::{Aio, Disk, Engine, EngineOptions, OpenOptions};
 use kvm_ioctls::Kvm;
 
 use super::Cli;
@@ -54,12 +54,19 @@ pub struct Arguments {
     )]
     pub append: CommandLine,
 
-    /// Disk: PATH[,format=qcow2|raw][,slot=hda|hdb|hdc|hdd][,readonly][,root]; up to four
+    /// Disk: PATH[,format=qcow2|raw][,slot=hda|hdb|hdc|hdd][,readonly][,root][,OPTION=VALUE]...; up to four
+    ///
+    /// Options, with QEMU's names and meaning, defaults first: cache=writeback|none|writethrough|directsync|unsafe,
+    /// discard=ignore|unmap, detect-zeroes=off|on|unmap.
     ///
     /// The format is qcow2 unless it is said; it is never guessed. Without a slot, disks take the free slots in order. With
     /// root, the kernel is told to mount the disk as its root. A comma in the path is written twice.
     #[arg(long = "disk", value_name = "DISK")]
     pub disks: Vec<DiskArgument>,
+
+    /// How disk operations reach the host: io_uring or threads
+    #[arg(long, value_name = "AIO", default_value_t)]
+    pub aio: Aio,
 
     /// Number of CPUs
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=MAXIMUM_CPUS))]
@@ -116,7 +123,7 @@ fn prepare_and_run(
     kick::install()?;
     // Before the first thread: threads inherit what is blocked.
     let signals = TerminationSignals::block()?;
-    let engine = Engine::new(EngineOptions::default()).context("Cannot start the disk engine")?;
+    let engine = Engine::new(EngineOptions { aio: arguments.aio }).context("Cannot start the disk engine")?;
     let outcome = with_disks(arguments, slots, &payload, &kvm, &engine, &signals, start);
     // Whatever happened, what the guest has written goes to the disks.
     let closed = engine.close().context("Cannot close the disks");
@@ -189,9 +196,11 @@ fn open_drives(slots: &[Option<&DiskArgument>; Slot::COUNT], engine: &Engine) ->
     for (drive, slot) in drives.iter_mut().zip(slots) {
         let Some(argument) = slot else { continue };
         let disk = engine.open(&OpenOptions {
-            path: argument.path.clone(),
-            format: argument.format,
             read_only: argument.read_only,
+            cache: argument.cache,
+            discard: argument.discard,
+            detect_zeroes: argument.detect_zeroes,
+            ..OpenOptions::new(&argument.path, argument.format)
         })?;
         *drive = Some(Drive {
             disk: Arc::new(Counted::new(disk)),

@@ -1,0 +1,135 @@
+//! Storage that takes only aligned transfers (O_DIRECT), for callers that do not know of that.
+//!
+//! What is aligned passes. Everything else goes by way of an aligned buffer of our own, and a write that covers a block in part
+//! reads that block first, and has it for itself meanwhile. So a guest with sectors of 512 bytes works on a
+//! disk with blocks of 4096.
+
+use std::io;
+use std::ops::Range;
+use std::rc::Rc;
+
+use smallvec::smallvec;
+
+use super::{ImageFile, Operation, Piece, Storage, Ticket, total_length};
+use crate::in_flight::InFlight;
+use crate::tasks::Tasks;
+use crate::{Buffer, DiskError};
+
+/// A file with alignment rules.
+pub(crate) struct AlignedStorage {
+    inner: Rc<dyn Storage>,
+    tasks: Tasks,
+    /// Of offsets, lengths and memory, in bytes; a power of two.
+    alignment: u64,
+    /// Which blocks transfers touch: a write of parts of a block excludes the others.
+    in_flight: Rc<InFlight>,
+}
+
+impl AlignedStorage {
+    /// Above `inner`, which takes multiples of `alignment` bytes.
+    pub(crate) fn new(inner: Rc<dyn Storage>, tasks: Tasks, alignment: u64) -> Self {
+        Self {
+            inner,
+            tasks,
+            alignment,
+            in_flight: Rc::default(),
+        }
+    }
+
+    /// The blocks that a range of bytes touches.
+    fn blocks(&self, offset: u64, length: u64) -> Range<u64> {
+        offset / self.alignment..(offset + length).div_ceil(self.alignment)
+    }
+
+    fn is_aligned(&self, offset: u64, pieces: &[Piece]) -> bool {
+        let alignment = self.alignment as usize;
+        offset.is_multiple_of(self.alignment)
+            && pieces
+                .iter()
+                .all(|piece| piece.buffer.is_aligned(piece.range.clone(), alignment))
+    }
+}
+
+/// Reads whole blocks, and hands out what was asked for.
+async fn read_bounced(file: ImageFile, blocks: Range<u64>, alignment: u64, offset: u64, pieces: &[Piece]) -> Moved {
+    let start = blocks.start * alignment;
+    let bounce = Buffer::zeroed_aligned(((blocks.end - blocks.start) * alignment) as usize, alignment as usize);
+    file.read(start, smallvec![Piece::whole(bounce.clone())]).await?;
+    let mut at = (offset - start) as usize;
+    for piece in pieces {
+        let mut bytes = vec![0; piece.range.len()];
+        bounce.copy_to_slice(at, &mut bytes);
+        piece.buffer.copy_from_slice(piece.range.start, &bytes);
+        at += bytes.len();
+    }
+    Ok(total_length(pieces))
+}
+
+/// Writes whole blocks: what was there, with the pieces over it.
+async fn write_bounced(file: ImageFile, blocks: Range<u64>, alignment: u64, offset: u64, pieces: &[Piece]) -> Moved {
+    let start = blocks.start * alignment;
+    let length = total_length(pieces) as u64;
+    let end = blocks.end * alignment;
+    let bounce = Buffer::zeroed_aligned((end - start) as usize, alignment as usize);
+    if offset != start || offset + length != end {
+        file.read(start, smallvec![Piece::whole(bounce.clone())]).await?;
+    }
+    let mut at = (offset - start) as usize;
+    for piece in pieces {
+        let mut bytes = vec![0; piece.range.len()];
+        piece.buffer.copy_to_slice(piece.range.start, &mut bytes);
+        bounce.copy_from_slice(at, &bytes);
+        at += bytes.len();
+    }
+    file.write(start, smallvec![Piece::whole(bounce)]).await?;
+    Ok(length as usize)
+}
+
+/// How many bytes were moved.
+type Moved = Result<usize, DiskError>;
+
+fn into_io(moved: Moved) -> io::Result<usize> {
+    moved.map_err(|error| match error {
+        DiskError::Io { error, .. } => error,
+        other => io::Error::other(other.to_string()),
+    })
+}
+
+impl Storage for AlignedStorage {
+    fn start(&self, operation: Operation, ticket: Ticket) {
+        let (file, alignment) = (ImageFile::new(self.inner.clone()), self.alignment);
+        let in_flight = self.in_flight.clone();
+        match operation {
+            Operation::Read { offset, ref pieces } if !self.is_aligned(offset, pieces) => {
+                let (blocks, pieces) = (self.blocks(offset, total_length(pieces) as u64), pieces.clone());
+                self.tasks.spawn(async move {
+                    let _using = in_flight.use_mapping(blocks.clone()).await;
+                    ticket.complete(into_io(read_bounced(file, blocks, alignment, offset, &pieces).await));
+                });
+            }
+            Operation::Write { offset, ref pieces } => {
+                let (blocks, pieces) = (self.blocks(offset, total_length(pieces) as u64), pieces.clone());
+                let aligned = self.is_aligned(offset, &pieces);
+                self.tasks.spawn(async move {
+                    if aligned {
+                        let _using = in_flight.use_mapping(blocks).await;
+                        let length = total_length(&pieces);
+                        ticket.complete(into_io(file.write(offset, pieces).await.map(|()| length)));
+                    } else {
+                        let _alone = in_flight.change_mapping(blocks.clone()).await;
+                        ticket.complete(into_io(write_bounced(file, blocks, alignment, offset, &pieces).await));
+                    }
+                });
+            }
+            other => self.inner.start(other, ticket),
+        }
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        self.inner.length()
+    }
+
+    fn fresh_reads_zero(&self) -> bool {
+        self.inner.fresh_reads_zero()
+    }
+}
