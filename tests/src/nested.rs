@@ -102,8 +102,12 @@ impl Nested {
     /// Starts `command` in `/work`, with the console as its standard input and output.
     pub(crate) fn run(mut self, command: &[String], input: Input) -> Result<Box<dyn Session>> {
         let words = command.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
+        let stdin = match input {
+            Input::Null => "</dev/null",
+            Input::Terminal => "<&4",
+        };
         self.command(&format!(
-            "echo @started; {{ {words} <&4 >&4 2>&3 & echo $! >/run/program.pid; wait $!; echo @exit $?; }} &"
+            "echo @started; {{ {words} {stdin} >&4 2>&3 & echo $! >/run/program.pid; wait $!; echo @exit $?; }} &"
         ))?;
         if input == Input::Terminal {
             let mut console = self.console.try_clone()?;
