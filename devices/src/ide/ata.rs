@@ -1,6 +1,6 @@
 //! An ATA disk drive: a state machine between a task file and a disk.
 //!
-//! Each entry of [`Drive`] takes one event (a command, a word of data, a completion, a reset), moves the drive on, and
+//! Each entry point of the drive takes one event (a command, a word of data, a completion, a reset), moves the drive on, and
 //! returns the request that it now wants to make of its disk, if any. It knows no threads and no ports: the channel
 //! does the calling, the submitting and the interrupt line.
 
