@@ -24,7 +24,7 @@ const fn nonsense(name: &'static str, speaks_of: &'static str, patches: &'static
 
 /// The fields that both versions have (qcow2 specification, "Header").
 const BOTH_VERSIONS: &[Nonsense] = &[
-    nonsense("magic", "magic", &[(0, b"QFI\0")]),
+    nonsense("magic", "not a qcow2", &[(0, b"QFI\0")]),
     nonsense("version-0", "version", &[(4, &[0, 0, 0, 0])]),
     nonsense("version-1", "version", &[(4, &[0, 0, 0, 1])]),
     nonsense("version-4", "version", &[(4, &[0, 0, 0, 4])]),
@@ -155,7 +155,7 @@ const CALLS: &[(&str, &str, i32, &str)] = &[
         "text as qcow2",
         "--kernel base/vmlinux --disk disks/text,format=qcow2",
         1,
-        "magic",
+        "not a qcow2",
     ),
     (
         "qcow2 cut in its header",
@@ -229,7 +229,7 @@ fn complaint(case: &Case, result: &str) -> Option<String> {
 
 fn script_of(cases: &[Case]) -> String {
     let one = |case: &Case| {
-        let call = format!("timeout -s KILL 20 ./spindle run --console null {}", case.arguments);
+        let call = format!("timeout -s KILL 20 ./spindle run {}", case.arguments);
         format!("echo @case; {call} </dev/null >/dev/null 2>/tmp/stderr; code=$?; cat /tmp/stderr; echo @code $code\n")
     };
     cases.iter().map(one).collect()
@@ -267,18 +267,19 @@ fn add_broken_files(host: &Host, folder: &Path) {
 fn add_broken_headers(host: &Host, folder: &Path, version: u32, compat: &str, cases: &mut Vec<Case>) {
     let good = good_image(folder, compat);
     let of_this_version = if version == 3 { VERSION_3 } else { &[] };
-    for nonsense in BOTH_VERSIONS.iter().chain(of_this_version) {
+    for (number, nonsense) in BOTH_VERSIONS.iter().chain(of_this_version).enumerate() {
         let mut image = good.clone();
         for (at, bytes) in nonsense.patches {
             image[*at..at + bytes.len()].copy_from_slice(bytes);
         }
-        let name = format!("disks/v{version}-{}.qcow2", nonsense.name);
+        // Without a telling name: the message must speak of the field by itself.
+        let disk = format!("disks/v{version}-{number}.qcow2");
         let file = folder.join("patched");
         fs::write(&file, image).unwrap();
-        host.add_file(&name, &file).unwrap();
+        host.add_file(&disk, &file).unwrap();
         cases.push(Case {
-            arguments: format!("--kernel base/vmlinux --disk {name},format=qcow2"),
-            name,
+            arguments: format!("--kernel base/vmlinux --disk {disk},format=qcow2"),
+            name: format!("version {version}, {}", nonsense.name),
             code: 1,
             speaks_of: nonsense.speaks_of.to_owned(),
         });
