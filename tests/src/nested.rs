@@ -75,14 +75,8 @@ impl Nested {
             log,
         };
         nested.command("echo @up")?;
-        match nested.wait_until_up(&events) {
-            Ok(()) => Ok((nested, events)),
-            Err(error) => {
-                let _ = nested.qemu.kill();
-                let _ = nested.qemu.wait();
-                Err(error)
-            }
-        }
+        nested.wait_until_up(&events)?;
+        Ok((nested, events))
     }
 
     fn wait_until_up(&self, events: &Receiver<Event>) -> Result<()> {
@@ -131,6 +125,14 @@ impl Nested {
             self.log.display(),
             String::from_utf8_lossy(tail)
         )
+    }
+}
+
+impl Drop for Nested {
+    /// A run that failed leaves no machine behind. After [`Session::finish`] there is nothing left to kill.
+    fn drop(&mut self) {
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
     }
 }
 
