@@ -134,6 +134,11 @@ impl Host {
         self.kind
     }
 
+    /// The folder on this machine with the guest's files, those that are `base/` in the work folder.
+    pub fn base_folder(&self) -> Option<PathBuf> {
+        self.base.as_ref().map(Guest::folder)
+    }
+
     /// A folder of the host's on this machine, for files on their way in. An overlay made in it finds its base.
     pub fn staging(&self) -> PathBuf {
         self.folder.path().join("fetched")

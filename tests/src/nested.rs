@@ -75,14 +75,8 @@ impl Nested {
             log,
         };
         nested.command("echo @up")?;
-        match nested.wait_until_up(&events) {
-            Ok(()) => Ok((nested, events)),
-            Err(error) => {
-                let _ = nested.qemu.kill();
-                let _ = nested.qemu.wait();
-                Err(error)
-            }
-        }
+        nested.wait_until_up(&events)?;
+        Ok((nested, events))
     }
 
     fn wait_until_up(&self, events: &Receiver<Event>) -> Result<()> {
@@ -102,8 +96,12 @@ impl Nested {
     /// Starts `command` in `/work`, with the console as its standard input and output.
     pub(crate) fn run(mut self, command: &[String], input: Input) -> Result<Box<dyn Session>> {
         let words = command.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
+        let stdin = match input {
+            Input::Null => "</dev/null",
+            Input::Terminal => "<&4",
+        };
         self.command(&format!(
-            "echo @started; {{ {words} <&4 >&4 2>&3 & echo $! >/run/program.pid; wait $!; echo @exit $?; }} &"
+            "echo @started; {{ {words} {stdin} >&4 2>&3 & echo $! >/run/program.pid; wait $!; echo @exit $?; }} &"
         ))?;
         if input == Input::Terminal {
             let mut console = self.console.try_clone()?;
@@ -127,6 +125,14 @@ impl Nested {
             self.log.display(),
             String::from_utf8_lossy(tail)
         )
+    }
+}
+
+impl Drop for Nested {
+    /// A run that failed leaves no machine behind. After [`Session::finish`] there is nothing left to kill.
+    fn drop(&mut self) {
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
     }
 }
 

@@ -11,7 +11,7 @@ const WORKLOAD: &str = "\
 set -e
 mkdir /root/data; cd /root/data
 fio --name=verify --filename=fio --size=256M --rw=randwrite --bssplit=512/10:4k/35:16k/20:64k/20:512k/15 --direct=1 \
- --ioengine=libaio --iodepth=16 --verify=crc32c --do_verify=1 --verify_fatal=1 --randseed=SEED --end_fsync=1 \
+ --ioengine=libaio --iodepth=16 --verify=crc32c --do_verify=1 --verify_fatal=1 --randseed=SEED --end_fsync=1 --verify_state_save=0 \
  --output-format=terse >/tmp/fio.log || { cat /tmp/fio.log; exit 1; }
 for i in $(seq 200); do head -c $((i * 997)) /dev/urandom >small$i; done
 rm small*7

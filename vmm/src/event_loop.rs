@@ -7,6 +7,7 @@ use anyhow::Context;
 use devices::serial::Serial;
 use disk::Engine;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use rustix::event::{PollFd, PollFlags};
 
 use crate::console::{Command, Console, Input, Output};
 use crate::exit_code::Ending;
@@ -23,7 +24,7 @@ pub fn run(
 ) -> anyhow::Result<()> {
     let mut manager: EventManager<Box<dyn MutEventSubscriber + '_>> =
         EventManager::new().context("Cannot make the event loop")?;
-    manager.add_subscriber(Box::new(DiskEvents { engine }));
+    manager.add_subscriber(Box::new(DiskEvents { engine, power }));
     manager.add_subscriber(Box::new(SignalEvents { signals, power }));
     manager.add_subscriber(Box::new(PowerEvents { power }));
     manager.add_subscriber(Box::new(InputEvents {
@@ -41,29 +42,29 @@ pub fn run(
 
 /// Runs the engine until `is_idle`, whatever a signal says: what is in flight belongs to a machine that is gone.
 pub fn run_engine_until(engine: &Engine, is_idle: impl Fn() -> bool) -> anyhow::Result<()> {
-    let mut manager: EventManager<Box<dyn MutEventSubscriber + '_>> =
-        EventManager::new().context("Cannot make the event loop")?;
-    manager.add_subscriber(Box::new(DiskEvents { engine }));
     engine.poll();
     while !is_idle() {
-        manager.run().context("The event loop failed")?;
+        let mut wait = [PollFd::from_borrowed_fd(engine.event_fd(), PollFlags::IN)];
+        match rustix::event::poll(&mut wait, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => engine.poll(),
+            Err(error) => return Err(error).context("Cannot wait for the disk engine"),
+        }
     }
     Ok(())
 }
 
 /// Adds a descriptor. It only fails when a limit of the host is reached, and then the machine cannot run.
-fn listen(ops: &mut EventOps, fd: &impl AsRawFd, power: Option<&PowerSwitch>) {
+fn listen(ops: &mut EventOps, fd: &impl AsRawFd, power: &PowerSwitch) {
     if let Err(error) = ops.add(Events::new(fd, EventSet::IN)) {
-        let failure = anyhow::anyhow!("The event loop cannot wait on a descriptor: {error:?}");
-        match power {
-            Some(power) => power.end(Ending::Failure(failure)),
-            None => tracing::error!("{failure}"),
-        }
+        power.end(Ending::Failure(anyhow::anyhow!(
+            "The event loop cannot wait on a descriptor: {error:?}"
+        )));
     }
 }
 
 struct DiskEvents<'a> {
     engine: &'a Engine,
+    power: &'a PowerSwitch,
 }
 
 /// A descriptor that event-manager can register.
@@ -81,7 +82,7 @@ impl MutEventSubscriber for DiskEvents<'_> {
     }
 
     fn init(&mut self, ops: &mut EventOps) {
-        listen(ops, &Borrowed(self.engine.event_fd()), None);
+        listen(ops, &Borrowed(self.engine.event_fd()), self.power);
         // What was submitted before anyone listened.
         self.engine.poll();
     }
@@ -100,7 +101,7 @@ impl MutEventSubscriber for SignalEvents<'_> {
     }
 
     fn init(&mut self, ops: &mut EventOps) {
-        listen(ops, self.signals, Some(self.power));
+        listen(ops, self.signals, self.power);
     }
 }
 
@@ -113,7 +114,7 @@ impl MutEventSubscriber for PowerEvents<'_> {
     fn process(&mut self, _events: Events, _ops: &mut EventOps) {}
 
     fn init(&mut self, ops: &mut EventOps) {
-        listen(ops, self.power.event(), Some(self.power));
+        listen(ops, self.power.event(), self.power);
     }
 }
 
@@ -149,7 +150,7 @@ impl MutEventSubscriber for InputEvents<'_> {
     }
 
     fn init(&mut self, ops: &mut EventOps) {
-        listen(ops, &**self.input.room(), Some(self.power));
+        listen(ops, &**self.input.room(), self.power);
         // What the machine before this one left.
         self.input.feed(self.serial);
         self.pump(ops);
@@ -194,10 +195,10 @@ impl InputEvents<'_> {
 
     fn pause(&mut self, ops: &mut EventOps) {
         self.listening = Listening::No;
-        if let Some(source) = self.input.source() {
-            if let Err(error) = ops.remove(Events::new(source, EventSet::IN)) {
-                tracing::debug!(?error, "console input not paused");
-            }
+        if let Some(source) = self.input.source()
+            && let Err(error) = ops.remove(Events::new(source, EventSet::IN))
+        {
+            tracing::debug!(?error, "console input not paused");
         }
     }
 }

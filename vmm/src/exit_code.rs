@@ -12,7 +12,7 @@ Exit codes of `spindle run`:
   3     the guest asked for a reset, and --no-reboot was given
   4     the guest crashed (triple fault)
   5     the user quit with Ctrl-A x
-  128+N spindle was told to stop by signal N (SIGHUP 129, SIGINT 130, SIGTERM 143); disks were closed in order";
+  128+N signal N told spindle to stop (SIGINT 130, SIGTERM 143); disks are closed first";
 
 /// Why a virtual machine stopped. What happened first counts.
 #[derive(Debug)]

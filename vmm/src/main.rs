@@ -1,6 +1,6 @@
 //! The `spindle` binary: the command line, and nothing else.
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::panic;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -18,6 +18,7 @@ fn main() -> ExitCode {
         .with_writer(io::stderr)
         .with_max_level(LevelFilter::from(cli.log))
         .with_target(false)
+        .with_ansi(io::stderr().is_terminal())
         .init();
     restore_terminal_on_panic();
     let Command::Run(arguments) = &cli.command;

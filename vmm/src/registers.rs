@@ -285,6 +285,6 @@ mod tests {
         assert_eq!(entry(0xa018), 0xe003);
         assert_eq!(entry(0xb000), 0x83);
         assert_eq!(entry(0xeff8), 0xffe0_0083);
-        assert!(layout::PAGE_TABLES.0 + 6 * PAGE_TABLE_SIZE <= layout::COMMAND_LINE.0);
+        const { assert!(layout::PAGE_TABLES.0 + 6 * PAGE_TABLE_SIZE <= layout::COMMAND_LINE.0) };
     }
 }

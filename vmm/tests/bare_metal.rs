@@ -276,7 +276,7 @@ mod ide {
         const ACTIVE_OR_ERROR: u8 = 0b11;
         const MASTER_LBA: u8 = 0xe0;
         guest.store32(PRD_TABLE, buffer)?;
-        guest.store32(PRD_TABLE + 4, u32::from(sectors) * 512 & 0xffff | END_OF_TABLE)?;
+        guest.store32(PRD_TABLE + 4, ((u32::from(sectors) * 512) & 0xffff) | END_OF_TABLE)?;
         guest.out32(BUS_MASTER + 4, PRD_TABLE)?;
         guest.out8(BUS_MASTER, direction)?;
         guest.out8(BUS_MASTER + 2, CLEAR_ERROR_AND_INTERRUPT)?;

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use guest_images::{Guest, Image};
-use system_tests::{Boot, End, ExecOutput, Host, HostKind, Input, Outcome, Run, static_spindle, target_folder};
+use system_tests::{Boot, End, ExecOutput, Host, HostKind, Input, Outcome, Run, target_folder};
 
-use crate::progress::store_with_progress;
+use crate::progress::{spindle_with_progress, store_with_progress};
 use crate::setup::install_missing;
 use crate::terminal::{self, RawMode};
 
@@ -78,8 +78,7 @@ pub fn boot(options: &Options) -> Result<ExitCode> {
     eprintln!("Host: {}", kind.describe());
     let (store, progress) = store_with_progress()?;
     let guest = Guest::get(&store, options.image.into())?;
-    progress.set_message("building spindle");
-    let mut host = Host::new(&store, &static_spindle()?, Some(&guest))?;
+    let mut host = Host::new(&store, &spindle_with_progress(&progress)?, Some(&guest))?;
     progress.finish_and_clear();
     host.guest_memory = options.memory;
 

@@ -6,9 +6,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use guest_images::{Guest, Image};
-use system_tests::{End, Host, HostKind, Input, Run, static_spindle};
+use system_tests::{End, Host, HostKind, Input, Run};
 
-use crate::progress::store_with_progress;
+use crate::progress::{spindle_with_progress, store_with_progress};
 use crate::setup::install_missing;
 use crate::terminal::RawMode;
 
@@ -37,7 +37,7 @@ pub fn nested(options: &Options) -> Result<ExitCode> {
     install_missing(HostKind::detect())?;
     let (store, progress) = store_with_progress()?;
     let guest = Guest::get(&store, Image::from(options.image))?;
-    let host = Host::new(&store, &static_spindle()?, Some(&guest))?;
+    let host = Host::new(&store, &spindle_with_progress(&progress)?, Some(&guest))?;
     progress.finish_and_clear();
     for file in &options.files {
         let name = file

@@ -1,14 +1,16 @@
 //! An ATA disk drive: a state machine between a task file and a disk.
 //!
-//! Each entry of [`Drive`] takes one event (a command, a word of data, a completion, a reset), moves the drive on, and
+//! Each entry point of the drive takes one event (a command, a word of data, a completion, a reset), moves the drive on, and
 //! returns the request that it now wants to make of its disk, if any. It knows no threads and no ports: the channel
 //! does the calling, the submitting and the interrupt line.
 
 mod command;
+mod dma;
 mod features;
 mod geometry;
 mod identify;
 mod power;
+mod read_write;
 mod smart;
 mod transfer;
 mod trim;
@@ -18,7 +20,7 @@ use std::sync::Arc;
 
 use disk::{Buffer, Command as DiskCommand, Disk, DiskError, SECTOR_SIZE};
 
-use self::command::{Command, Protocol};
+use self::command::Command;
 use self::features::Features;
 use self::geometry::Geometry;
 pub use self::identify::{Identity, IdentityError};
@@ -410,216 +412,6 @@ impl Drive {
             self.registers.set_lba28(last.min(transfer::LBA28_SECTORS - 1));
         }
         Ok(self.complete())
-    }
-}
-
-/// Reading and writing.
-impl Drive {
-    fn transfer(&self, protocol: Protocol, extended: bool) -> Result<Transfer, Failure> {
-        let mut transfer = Transfer::parse(&self.registers, extended, &self.geometry, self.capacity())?;
-        transfer.block = match protocol {
-            Protocol::Pio | Protocol::Dma => 1,
-            Protocol::Multiple => self.features.multiple().ok_or(Failure::ABORTED)?,
-        };
-        Ok(transfer)
-    }
-
-    fn start_read(&mut self, protocol: Protocol, extended: bool) -> Result<Step, Failure> {
-        let transfer = self.transfer(protocol, extended)?;
-        self.power = PowerMode::Active;
-        Ok(match protocol {
-            Protocol::Dma => self.wait_for_bus_master(Dma::Read(transfer)),
-            Protocol::Pio | Protocol::Multiple => self.read_block(transfer),
-        })
-    }
-
-    fn start_write(&mut self, protocol: Protocol, extended: bool, fua: bool) -> Result<Step, Failure> {
-        if self.disk.read_only() {
-            return Err(Failure::ABORTED);
-        }
-        let mut transfer = self.transfer(protocol, extended)?;
-        transfer.durable = fua || !self.features.write_cache;
-        self.power = PowerMode::Active;
-        Ok(match protocol {
-            Protocol::Dma => self.wait_for_bus_master(Dma::Write(transfer)),
-            Protocol::Pio | Protocol::Multiple => {
-                self.take_block(transfer, false);
-                None
-            }
-        })
-    }
-
-    fn start_verify(&mut self, extended: bool) -> Result<Step, Failure> {
-        let transfer = self.transfer(Protocol::Pio, extended)?;
-        self.power = PowerMode::Active;
-        Ok(self.verify(transfer))
-    }
-
-    fn verify(&mut self, transfer: Transfer) -> Step {
-        let sectors = transfer.sectors.min(VERIFY_SECTORS);
-        let command = DiskCommand::Read {
-            offset: transfer.offset(),
-            buffer: Buffer::zeroed(sectors as usize * SECTOR),
-        };
-        self.ask(Phase::Verify { transfer }, command)
-    }
-
-    fn wait_for_bus_master(&mut self, dma: Dma) -> Step {
-        self.busy();
-        self.phase = Phase::DmaWait(dma);
-        None
-    }
-
-    /// Asks the disk for the next block of a PIO read.
-    fn read_block(&mut self, transfer: Transfer) -> Step {
-        let buffer = Buffer::zeroed(transfer.block_bytes());
-        let command = DiskCommand::Read {
-            offset: transfer.offset(),
-            buffer: buffer.clone(),
-        };
-        self.ask(Phase::ReadBlock { transfer, buffer }, command)
-    }
-
-    /// Asks the guest for the next block of a PIO write.
-    fn take_block(&mut self, transfer: Transfer, interrupt: bool) {
-        self.phase = Phase::DataOut {
-            block: Block::empty(transfer.block_bytes()),
-            sink: Sink::Disk(transfer),
-        };
-        self.request_data(interrupt);
-    }
-
-    /// All data of a write is at the disk.
-    fn written(&mut self, durable: bool) -> Step {
-        if durable {
-            return self.ask(Phase::Flush, DiskCommand::Flush);
-        }
-        self.complete()
-    }
-
-    /// The host reads `data.len()` bytes (2 or 4) from the data register. Without DRQ it reads zeros.
-    pub(super) fn read_data(&mut self, data: &mut [u8]) -> Step {
-        data.fill(0);
-        let Phase::DataIn { block, rest } = &mut self.phase else {
-            return None;
-        };
-        block.read(data);
-        if !block.done() {
-            return None;
-        }
-        match *rest {
-            Some(transfer) => self.read_block(transfer),
-            None => self.complete_silently(),
-        }
-    }
-
-    /// The host writes `data.len()` bytes (2 or 4) to the data register. Without DRQ they are lost.
-    pub(super) fn write_data(&mut self, data: &[u8]) -> Step {
-        let Phase::DataOut { block, .. } = &mut self.phase else {
-            return None;
-        };
-        block.write(data);
-        if !block.done() {
-            return None;
-        }
-        let Phase::DataOut { block, sink } = std::mem::replace(&mut self.phase, Phase::Idle) else {
-            return None;
-        };
-        self.took_block(&block.into_bytes(), &sink)
-    }
-
-    fn took_block(&mut self, bytes: &[u8], sink: &Sink) -> Step {
-        match sink {
-            Sink::Disk(transfer) => {
-                let command = DiskCommand::Write {
-                    offset: transfer.offset(),
-                    buffer: Buffer::from_slice(bytes),
-                };
-                self.ask(Phase::WriteBlock { transfer: *transfer }, command)
-            }
-            Sink::WriteBuffer => {
-                self.sector_buffer.copy_from_slice(bytes);
-                self.complete()
-            }
-        }
-    }
-}
-
-/// DMA.
-impl Drive {
-    /// What the drive wants from the bus master now.
-    pub(super) fn dma_request(&self) -> Option<DmaRequest> {
-        let Phase::DmaWait(dma) = &self.phase else { return None };
-        Some(match dma {
-            Dma::Read(transfer) => DmaRequest {
-                to_memory: true,
-                bytes: transfer.bytes(),
-            },
-            Dma::Write(transfer) => DmaRequest {
-                to_memory: false,
-                bytes: transfer.bytes(),
-            },
-            Dma::Trim { bytes } => DmaRequest {
-                to_memory: false,
-                bytes: *bytes,
-            },
-        })
-    }
-
-    /// The bus master offers this memory: a whole number of sectors, and no more than was asked for.
-    pub(super) fn run_dma(&mut self, buffer: Buffer) -> Step {
-        let Phase::DmaWait(dma) = std::mem::replace(&mut self.phase, Phase::Idle) else {
-            return None;
-        };
-        let command = match &dma {
-            Dma::Read(transfer) => DiskCommand::Read {
-                offset: transfer.offset(),
-                buffer: buffer.clone(),
-            },
-            Dma::Write(transfer) => DiskCommand::Write {
-                offset: transfer.offset(),
-                buffer: buffer.clone(),
-            },
-            // Ranges count only when all of them are here.
-            Dma::Trim { bytes } if buffer.len() < *bytes => return self.wait_for_bus_master(dma),
-            Dma::Trim { .. } => return self.took_trim_ranges(&buffer.to_vec()),
-        };
-        self.ask(Phase::DmaRun { dma, buffer }, command)
-    }
-
-    /// Whether disk and guest memory exchange data.
-    pub(super) fn runs_dma(&self) -> bool {
-        matches!(self.phase, Phase::DmaRun { .. })
-    }
-
-    /// The bus master cannot transfer: its table or a region is not in memory.
-    pub(super) fn refuse_dma(&mut self) {
-        if matches!(self.phase, Phase::DmaWait(_)) {
-            self.fail(&Failure::ABORTED);
-        }
-    }
-
-    /// The bus master was stopped. A transfer that runs cannot be recalled: when it is done, the command is aborted.
-    pub(super) fn stop_dma(&mut self) {
-        if matches!(self.phase, Phase::DmaRun { .. }) {
-            self.phase = Phase::DmaStopped;
-        }
-    }
-
-    /// A part of a DMA transfer is done.
-    fn ran_dma(&mut self, dma: Dma, moved: usize) -> Step {
-        let (Dma::Read(transfer) | Dma::Write(transfer)) = dma else {
-            return self.complete();
-        };
-        let transfer = transfer.advanced((moved / SECTOR) as u32);
-        match dma {
-            _ if transfer.sectors > 0 => self.wait_for_bus_master(match dma {
-                Dma::Read(_) => Dma::Read(transfer),
-                _ => Dma::Write(transfer),
-            }),
-            Dma::Read(_) => self.complete(),
-            _ => self.written(transfer.durable),
-        }
     }
 }
 

@@ -364,6 +364,7 @@ impl State {
     }
 
     fn write_data(&mut self, data: &[u8]) -> Option<DiskCommand> {
+        self.control.remove(DeviceControl::HOB);
         let drive = self.selected()?;
         match *data {
             [low] => drive.write_data(&[low, 0]),

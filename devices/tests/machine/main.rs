@@ -7,4 +7,5 @@ mod pio;
 mod platform;
 mod random;
 mod reset;
+mod threads;
 mod topology;

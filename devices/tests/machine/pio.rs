@@ -75,6 +75,8 @@ fn multiple_commands_move_blocks_and_a_shorter_last_one() {
 fn multiple_commands_abort_while_no_block_is_set() {
     let machine = Machine::new(&[0]);
     let drive = machine.drive(0);
+    assert_eq!(drive.identify()[59], 0x0110, "16 sectors after power-on");
+    drive.run(&Command::at(0xc6, 0, 0)).expect("multiple mode off");
     let aborted = |outcome: Result<Vec<u8>, Failed>| outcome.map_err(|failed| failed.error) == Err(ABRT);
     assert!(aborted(drive.pio_read(&Command::at(0xc4, 0, 2), 2, 1)));
     for bad in [3, 32, 255] {

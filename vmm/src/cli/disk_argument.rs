@@ -183,10 +183,10 @@ pub fn assign_slots(disks: &[DiskArgument]) -> Result<[Option<&DiskArgument>; Sl
     }
     let mut slots = [None; Slot::COUNT];
     for disk in disks {
-        if let Some(slot) = disk.slot {
-            if slots[slot.index()].replace(disk).is_some() {
-                return Err(SlotsError::Taken(slot.name()));
-            }
+        if let Some(slot) = disk.slot
+            && slots[slot.index()].replace(disk).is_some()
+        {
+            return Err(SlotsError::Taken(slot.name()));
         }
     }
     let unplaced = disks.iter().filter(|disk| disk.slot.is_none());

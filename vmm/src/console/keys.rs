@@ -4,10 +4,10 @@
 const PREFIX: u8 = 0x01;
 
 /// What Ctrl-A h shows.
-pub const HELP: &str = "\r\n\
-    Ctrl-A x        quit spindle (the guest is not asked)\r\n\
-    Ctrl-A Ctrl-A   send Ctrl-A to the guest (Ctrl-A a does, too)\r\n\
-    Ctrl-A h        this help\r\n";
+pub const HELP: &str = "\n\
+    Ctrl-A x        quit spindle (the guest is not asked)\n\
+    Ctrl-A Ctrl-A   send Ctrl-A to the guest (Ctrl-A a does, too)\n\
+    Ctrl-A h        this help\n";
 
 /// A command to the console.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

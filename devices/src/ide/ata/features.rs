@@ -45,7 +45,8 @@ impl Default for Features {
             read_ahead: true,
             power_management: None,
             acoustic_management: None,
-            multiple: 0,
+            // On from the start, so that a guest without DMA does not pay an interrupt per sector.
+            multiple: MOST_MULTIPLE,
             revert: false,
         }
     }
