@@ -24,7 +24,7 @@ fn seeds(default: u64) -> Range<u64> {
 fn random_image(rng: &mut SmallRng) -> (CreateOptions, Option<Vec<u8>>) {
     let cluster_bits = rng.random_range(9..=16);
     let mut options =
-        CreateOptions::new(rng.random_range(1..=4 * (512u64 << cluster_bits) / SECTOR).min(2048) * SECTOR);
+        CreateOptions::new(rng.random_range(1..=4 * (512u64 << cluster_bits) / SECTOR).min(1024) * SECTOR);
     options.cluster_bits = cluster_bits;
     options.refcount_order = rng.random_range(0..=6);
     let with_backing = rng.random_range(0..3) == 0;

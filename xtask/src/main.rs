@@ -4,6 +4,7 @@ mod boot;
 mod nested;
 mod progress;
 mod setup;
+mod simulate;
 mod terminal;
 mod test;
 
@@ -19,6 +20,7 @@ enum Chore {
     Test(test::Options),
     Setup(setup::Options),
     Nested(nested::Options),
+    Simulate(simulate::Options),
 }
 
 fn main() -> ExitCode {
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
         Chore::Test(options) => test::test(&options),
         Chore::Setup(options) => setup::setup(&options).map(|()| ExitCode::SUCCESS),
         Chore::Nested(options) => nested::nested(&options),
+        Chore::Simulate(options) => simulate::simulate(&options),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
