@@ -8,7 +8,7 @@ mod judge;
 mod session;
 mod stamps;
 
-use disk::simulation::{CrashModel, Operation, Simulation};
+use disk::simulation::{Operation, Simulation};
 use disk::{Aio, Command, CreateOptions, Format};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};

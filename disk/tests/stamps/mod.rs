@@ -143,6 +143,11 @@ impl History {
         outcome.clone()
     }
 
+    /// Whether everything that was asked of the disk was done.
+    pub fn all_succeeded(&self) -> bool {
+        self.since.iter().all(|change| change.outcome.succeeded())
+    }
+
     /// Everything is durable, and the disk holds this.
     pub fn flushed(&mut self, ids: Vec<u64>) {
         *self = Self::new(ids);
