@@ -29,6 +29,8 @@ mod buffer;
 mod cache_file;
 mod disk;
 mod engine;
+#[doc(hidden)]
+pub mod five_steps;
 mod image;
 mod in_flight;
 mod lock;

@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 
+use async_executor::Task;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
@@ -20,7 +21,7 @@ use crate::storage::ImageFile;
 use crate::tasks::Tasks;
 use crate::{Buffer, Command, DiskError};
 
-pub use crate::storage::{CrashModel, SimulatedDisk};
+pub use crate::storage::{CrashModel, Operation, SimulatedDisk};
 
 /// An engine with one image on a [`SimulatedDisk`].
 pub struct Simulation {
@@ -61,6 +62,14 @@ impl Outcome {
     pub fn succeeded(&self) -> bool {
         matches!(*self.0.borrow(), Some(Ok(())))
     }
+}
+
+/// A command that can be given up.
+#[must_use = "a command that is dropped is cancelled"]
+pub struct Cancellable {
+    /// What became of it; nothing, if it was cancelled.
+    pub outcome: Outcome,
+    _task: Task<()>,
 }
 
 impl Simulation {
@@ -136,21 +145,41 @@ impl Simulation {
     /// Starts a command.
     pub fn submit(&self, command: Command) -> Outcome {
         let outcome = Outcome::default();
+        self.tasks.spawn(self.execution(command, &outcome));
+        self.tasks.run();
+        outcome
+    }
+
+    /// Starts a command that ends, wherever it is, when what this returns is dropped.
+    pub fn submit_cancellable(&self, command: Command) -> Cancellable {
+        let outcome = Outcome::default();
+        let task = self.tasks.spawn_cancellable(self.execution(command, &outcome));
+        self.tasks.run();
+        Cancellable { outcome, _task: task }
+    }
+
+    fn execution(&self, command: Command, outcome: &Outcome) -> impl Future<Output = ()> + use<> {
         let (slot, image) = (outcome.clone(), self.image.clone());
-        self.tasks.spawn(async move {
+        async move {
             let result = match command.check(image.capacity(), false) {
                 Ok(()) => image.execute(command).await,
                 Err(error) => Err(error),
             };
             *slot.0.borrow_mut() = Some(result);
-        });
-        self.tasks.run();
-        outcome
+        }
     }
 
     /// Lets one storage operation complete, and everything go on that waited for it. Returns false when none is in flight.
     pub fn step(&mut self) -> bool {
         let progress = self.disk.complete_one(&mut self.rng);
+        self.tasks.run();
+        progress
+    }
+
+    /// Lets the oldest of those storage operations in flight that `chosen` picks complete, and everything go on that waited
+    /// for it. Returns false when there is none.
+    pub fn step_where(&mut self, chosen: impl FnMut(&Operation) -> bool) -> bool {
+        let progress = self.disk.complete_first(chosen);
         self.tasks.run();
         progress
     }
@@ -183,11 +212,15 @@ impl Simulation {
 
     /// One of the files that a crash at this moment can leave, drawn from the seed, and the metadata cache that outlives
     /// it: after a kill that is there, after a power loss it is not.
-    pub fn crash(mut self, model: CrashModel) -> (Vec<u8>, Option<Vec<u8>>) {
-        let left_behind = match model {
+    pub fn crash(&mut self, model: CrashModel) -> (Vec<u8>, Option<Vec<u8>>) {
+        (self.disk.crash(model, &mut self.rng), self.left_behind(model))
+    }
+
+    /// The metadata cache that outlives a crash at this moment.
+    pub fn left_behind(&self, model: CrashModel) -> Option<Vec<u8>> {
+        match model {
             CrashModel::Kill => self.memory.0.borrow().as_ref().map(Buffer::to_vec),
             CrashModel::PowerLoss => None,
-        };
-        (self.disk.crash(model, &mut self.rng), left_behind)
+        }
     }
 }

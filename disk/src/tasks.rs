@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use async_executor::LocalExecutor;
+use async_executor::{LocalExecutor, Task};
 
 use crate::DiskError;
 use crate::storage::Transfer;
@@ -21,13 +21,16 @@ pub(crate) struct Tasks {
 impl Tasks {
     /// Runs `future` to its end, on its own.
     pub(crate) fn spawn(&self, future: impl Future<Output = ()> + 'static) {
-        let live = self.live.clone();
-        live.set(live.get() + 1);
-        let task = self.executor.spawn(async move {
+        self.spawn_cancellable(future).detach();
+    }
+
+    /// Runs `future` until it ends, or until the task that this returns is dropped.
+    pub(crate) fn spawn_cancellable(&self, future: impl Future<Output = ()> + 'static) -> Task<()> {
+        let live = Live::new(&self.live);
+        self.executor.spawn(async move {
+            let _live = live;
             future.await;
-            live.set(live.get() - 1);
-        });
-        task.detach();
+        })
     }
 
     /// Tasks that have not ended.
@@ -51,6 +54,22 @@ impl Tasks {
             tasks: self.clone(),
             running: Some((transfer, kept)),
         }
+    }
+}
+
+/// Counts a task until its future is dropped: at its end, or before.
+struct Live(Rc<Cell<usize>>);
+
+impl Live {
+    fn new(count: &Rc<Cell<usize>>) -> Self {
+        count.set(count.get() + 1);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }
 

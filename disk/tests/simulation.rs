@@ -2,13 +2,16 @@
 //! memory, and power cuts at random moments. Each run is repeated by its seed: `SPINDLE_SEED=n` runs just that one,
 //! `SPINDLE_SEEDS=n` runs so many.
 
-use std::collections::HashMap;
+mod judge;
+
 use std::ops::Range;
 
 use disk::simulation::{CrashModel, Outcome, Simulation};
 use disk::{BackingReference, Buffer, Command, CreateOptions};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
+
+use judge::check;
 
 const SECTOR: u64 = 512;
 
@@ -255,92 +258,6 @@ fn read_all(simulation: &mut Simulation) -> Vec<u8> {
     buffer.to_vec()
 }
 
-/// What an image's own tables say of its clusters: a judge that shares no code with the engine.
-#[derive(Debug, Default)]
-struct Report {
-    /// Referenced more often than the refcount says, or marked as copied with another refcount than one.
-    corruptions: Vec<String>,
-    leaks: usize,
-}
-
-fn check(image: &[u8]) -> Report {
-    let be32 = |at: usize| u32::from_be_bytes(image[at..at + 4].try_into().expect("four bytes")) as usize;
-    let be64 = |at: usize| {
-        let bytes = image.get(at..at + 8).unwrap_or(&[0; 8]);
-        u64::from_be_bytes(bytes.try_into().expect("eight bytes")) as usize
-    };
-    const OFFSET: usize = 0x00ff_ffff_ffff_fe00;
-    const COPIED: usize = 1 << 63;
-    let (bits, order) = (be32(20), be32(96));
-    let size = 1usize << bits;
-    let (l1_size, l1_at, table_at, table_clusters) = (be32(36), be64(40), be64(48), be32(56));
-
-    let mut references: HashMap<usize, usize> = HashMap::new();
-    let mut add = |offset: usize| *references.entry(offset >> bits).or_default() += 1;
-    add(0);
-    (0..(l1_size * 8).div_ceil(size)).for_each(|cluster| add(l1_at + cluster * size));
-    (0..table_clusters).for_each(|cluster| add(table_at + cluster * size));
-    let blocks: Vec<usize> = (0..table_clusters * size / 8)
-        .map(|index| be64(table_at + index * 8))
-        .collect();
-    blocks.iter().filter(|block| **block != 0).for_each(|block| add(*block));
-    let mut copied = Vec::new();
-    for l1_index in 0..l1_size {
-        let l1_entry = be64(l1_at + l1_index * 8);
-        if l1_entry == 0 {
-            continue;
-        }
-        add(l1_entry & OFFSET);
-        copied.push((l1_entry & OFFSET, l1_entry & COPIED != 0));
-        for index in 0..size / 8 {
-            let entry = be64((l1_entry & OFFSET) + index * 8);
-            if entry & OFFSET != 0 {
-                add(entry & OFFSET);
-                copied.push((entry & OFFSET, entry & COPIED != 0));
-            }
-        }
-    }
-
-    let per_block = (size * 8) >> order;
-    let refcount = |cluster: usize| {
-        let block = blocks.get(cluster / per_block).copied().unwrap_or(0);
-        if block == 0 {
-            return 0;
-        }
-        let bit = (cluster % per_block) << order;
-        if order < 3 {
-            let byte = image.get(block + bit / 8).copied().unwrap_or(0);
-            usize::from(byte >> (bit % 8)) & ((1 << (1 << order)) - 1)
-        } else {
-            let at = block + bit / 8;
-            let bytes = image.get(at..at + (1 << order) / 8).unwrap_or(&[]);
-            bytes.iter().fold(0, |value, byte| value << 8 | usize::from(*byte))
-        }
-    };
-    let mut report = Report::default();
-    for (&cluster, &count) in &references {
-        if refcount(cluster) < count {
-            let text = format!(
-                "cluster {cluster}: refcount {} for {count} references",
-                refcount(cluster)
-            );
-            report.corruptions.push(text);
-        }
-    }
-    for (offset, copied) in copied {
-        if copied && refcount(offset >> bits) != 1 {
-            report
-                .corruptions
-                .push(format!("cluster {} is marked as copied", offset >> bits));
-        }
-    }
-    let all = blocks.iter().enumerate().filter(|(_, block)| **block != 0);
-    for cluster in all.flat_map(|(index, _)| index * per_block..(index + 1) * per_block) {
-        report.leaks += refcount(cluster).saturating_sub(references.get(&cluster).copied().unwrap_or(0));
-    }
-    report
-}
-
 #[test]
 fn a_closed_image_holds_what_was_written_and_leaks_nothing() {
     for seed in seeds(120) {
@@ -357,7 +274,7 @@ fn a_closed_image_holds_what_was_written_and_leaks_nothing() {
             oracle.settle_on(&read_all(&mut simulation), true);
             image = simulation.close().expect("closes");
             let report = check(&image);
-            assert!(report.corruptions.is_empty() && report.leaks == 0, "{report:?}");
+            assert!(report.is_clean(), "{report:?}");
         }
     }
 }
@@ -392,10 +309,7 @@ fn after_a_crash_every_sector_is_old_or_new_and_refcounts_cover_references() {
                 Simulation::open(image.clone(), backing.clone(), left_behind.clone(), rng.random()).expect("recovers");
             oracle.settle_on(&read_all(&mut after), false);
             let report = check(&after.close().expect("closes"));
-            assert!(
-                report.corruptions.is_empty() && report.leaks == 0,
-                "after recovery from {model:?}: {report:?}"
-            );
+            assert!(report.is_clean(), "after recovery from {model:?}: {report:?}");
         }
     }
 }

@@ -14,6 +14,9 @@ use super::{Operation, Storage, Ticket, total_length};
 /// The unit in which a write can tear, in bytes.
 const SECTOR: usize = 512;
 
+/// Of so many uncertain writes, [`SimulatedDisk::crash_states`] tries each subset.
+const MAX_SUBSETS_OF: usize = 6;
+
 /// A simulated file. Operations wait until [`SimulatedDisk::complete_one`] picks one.
 pub struct SimulatedDisk {
     state: RefCell<State>,
@@ -102,19 +105,35 @@ impl SimulatedDisk {
         {
             return companion.complete_one(rng);
         }
-        let mut state = self.state.borrow_mut();
-        if state.waiting.is_empty() {
-            return false;
+        let in_flight = self.in_flight();
+        if in_flight > 0 {
+            self.complete(rng.random_range(0..in_flight));
         }
-        let index = rng.random_range(0..state.waiting.len());
-        let waiting = state.waiting.swap_remove(index);
+        in_flight > 0
+    }
+
+    /// Completes the oldest of the operations in flight that `chosen` picks. Returns false when there is none.
+    pub fn complete_first(&self, mut chosen: impl FnMut(&Operation) -> bool) -> bool {
+        let found = {
+            let state = self.state.borrow();
+            let mut waiting = state.waiting.iter();
+            waiting.position(|waiting| chosen(&waiting.operation))
+        };
+        if let Some(index) = found {
+            self.complete(index);
+        }
+        found.is_some()
+    }
+
+    fn complete(&self, index: usize) {
+        let mut state = self.state.borrow_mut();
+        let waiting = state.waiting.remove(index);
         let result = match state.injected_fault(waiting.operation.name()) {
             Some(errno) => Err(io::Error::from_raw_os_error(errno)),
             None => Ok(state.execute(&waiting)),
         };
         drop(state);
         waiting.ticket.complete(result);
-        true
     }
 
     /// Makes operations called `name` ("read", "write", "fdatasync") fail with `errno`: the first `skip` succeed,
@@ -128,6 +147,11 @@ impl SimulatedDisk {
         });
     }
 
+    /// How many operations are still to fail.
+    pub fn faults_left(&self) -> usize {
+        self.state.borrow().faults.iter().map(|fault| fault.times).sum()
+    }
+
     /// What a read of the whole file would return now.
     pub fn contents(&self) -> Vec<u8> {
         self.state.borrow().current.clone()
@@ -135,22 +159,7 @@ impl SimulatedDisk {
 
     /// One of the states that a crash at this moment can leave, drawn from `rng`.
     pub fn crash(&self, model: CrashModel, rng: &mut SmallRng) -> Vec<u8> {
-        let state = self.state.borrow();
-        let in_flight = state.waiting.iter().filter_map(|waiting| match &waiting.operation {
-            Operation::Write { offset, .. } => Some(StoredWrite {
-                sequence: u64::MAX,
-                offset: *offset,
-                bytes: gather(&waiting.operation),
-            }),
-            _ => None,
-        });
-        let (mut image, mut uncertain) = match model {
-            CrashModel::Kill => (state.current.clone(), in_flight.collect::<Vec<_>>()),
-            CrashModel::PowerLoss => (
-                state.durable.clone(),
-                state.unsynced.iter().cloned().chain(in_flight).collect(),
-            ),
-        };
+        let (mut image, mut uncertain) = self.state.borrow().at_crash(model);
         uncertain.shuffle(rng);
         for write in uncertain {
             match rng.random_range(0..4) {
@@ -161,9 +170,55 @@ impl SimulatedDisk {
         }
         image
     }
+
+    /// The states that a crash at this moment can leave where each write is kept whole or not at all: every one while few
+    /// writes are uncertain, else those in which all, none, all but one, or just one are kept.
+    pub fn crash_states(&self, model: CrashModel) -> Vec<Vec<u8>> {
+        let (image, uncertain) = self.state.borrow().at_crash(model);
+        let count = uncertain.len();
+        let kept: Vec<Vec<bool>> = if count <= MAX_SUBSETS_OF {
+            (0..1 << count)
+                .map(|subset: usize| (0..count).map(|write| subset >> write & 1 == 1).collect())
+                .collect()
+        } else {
+            let single = |one: usize, rest| (0..count).map(move |write| (write == one) != rest).collect();
+            // No write has the number `count`.
+            (0..=count)
+                .flat_map(|one| [single(one, false), single(one, true)])
+                .collect()
+        };
+        kept.iter()
+            .map(|kept| {
+                let mut image = image.clone();
+                for (write, _) in uncertain.iter().zip(kept).filter(|(_, kept)| **kept) {
+                    store(&mut image, write.offset, &write.bytes);
+                }
+                image
+            })
+            .collect()
+    }
 }
 
 impl State {
+    /// What a crash surely leaves, and the writes that may be lost or kept.
+    fn at_crash(&self, model: CrashModel) -> (Vec<u8>, Vec<StoredWrite>) {
+        let in_flight = self.waiting.iter().filter_map(|waiting| match &waiting.operation {
+            Operation::Write { offset, .. } => Some(StoredWrite {
+                sequence: u64::MAX,
+                offset: *offset,
+                bytes: gather(&waiting.operation),
+            }),
+            _ => None,
+        });
+        match model {
+            CrashModel::Kill => (self.current.clone(), in_flight.collect()),
+            CrashModel::PowerLoss => (
+                self.durable.clone(),
+                self.unsynced.iter().cloned().chain(in_flight).collect(),
+            ),
+        }
+    }
+
     fn injected_fault(&mut self, name: &str) -> Option<i32> {
         let fault = self
             .faults
