@@ -7,6 +7,7 @@
 mod session;
 
 use std::fmt::Write;
+use std::process::Stdio;
 
 use disk::{Aio, Buffer, Command, Format};
 use rand::rngs::SmallRng;
@@ -86,9 +87,7 @@ impl Matter {
             Backing::Qcow2 | Backing::Compressed => "qcow2",
         };
         match matter.shape.backing {
-            Backing::Raw => {
-                drop(std::fs::copy(matter.workshop.file("base.raw"), matter.workshop.file("base.img")).expect("copied"))
-            }
+            Backing::Raw => matter.workshop.put("base.img", &below),
             Backing::Qcow2 => convert(&[], "base.img"),
             _ => convert(&["-c"], "base.img"),
         }
@@ -374,20 +373,21 @@ fn add_unknown_parts(image: &mut [u8], cluster_size: usize) {
 
 #[test]
 fn unknown_header_extensions_and_compatible_features_are_kept_and_unknown_autoclear_bits_cleared() {
+    const CLUSTER: usize = 65536;
     let seed = seed();
-    let mut matter = Matter::new(plain("cluster_size=4096", 2 << 20), seed);
+    let mut matter = Matter::new(plain("cluster_size=65536", 2 << 20), seed);
     matter.qemu_writes();
     let mut image = matter.workshop.bytes("disk.qcow2");
-    add_unknown_parts(&mut image, 4096);
+    add_unknown_parts(&mut image, CLUSTER);
     assert!(
-        image[..4096].windows(5).any(|name| name == b"dirty"),
+        image[..CLUSTER].windows(5).any(|name| name == b"dirty"),
         "QEMU wrote a feature name table"
     );
     matter.workshop.put("disk.qcow2", &image);
     matter.we_write(Aio::IoUring);
     // The dirty bit is clear again, the autoclear bit gone, and the rest of the header as it was.
     image[88] = 0;
-    assert!(matter.workshop.bytes("disk.qcow2")[..4096] == image[..4096]);
+    assert!(matter.workshop.bytes("disk.qcow2")[..CLUSTER] == image[..CLUSTER]);
     matter.go_back_and_forth();
 }
 
@@ -425,13 +425,9 @@ fn an_image_in_use_is_refused_on_both_sides() {
     session.close();
     workshop.check("disk.qcow2");
 
-    let mut holder = std::process::Command::new("qemu-io")
-        .args(["-f", "qcow2"])
-        .arg(workshop.file("disk.qcow2"))
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .expect("qemu-io starts");
+    let mut program = std::process::Command::new("qemu-io");
+    program.args(["-f", "qcow2"]).arg(workshop.file("disk.qcow2"));
+    let mut holder = session::spawn(program.stdin(Stdio::piped()).stdout(Stdio::piped()));
     // The prompt comes when the image is open, and locked.
     std::io::Read::read_exact(holder.stdout.as_mut().expect("piped"), &mut [0; 1]).expect("a prompt");
     let second = Session::try_open(&workshop.file("disk.qcow2"), Format::Qcow2, Aio::IoUring);
