@@ -25,12 +25,17 @@ impl Tasks {
     }
 
     /// Runs `future` until it ends, or until the task that this returns is dropped.
-    pub(crate) fn spawn_cancellable(&self, future: impl Future<Output = ()> + 'static) -> Task<()> {
+    pub(crate) fn spawn_cancellable<T: 'static>(&self, future: impl Future<Output = T> + 'static) -> Task<T> {
         let live = Live::new(&self.live);
         self.executor.spawn(async move {
             let _live = live;
-            future.await;
+            future.await
         })
+    }
+
+    /// Runs `future` to its end, even when the caller stops waiting for it half-way.
+    pub(crate) fn to_the_end<T: 'static>(&self, future: impl Future<Output = T> + 'static) -> ToTheEnd<T> {
+        ToTheEnd(Some(self.spawn_cancellable(future)))
     }
 
     /// Tasks that have not ended.
@@ -70,6 +75,28 @@ impl Live {
 impl Drop for Live {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
+    }
+}
+
+/// See [`Tasks::to_the_end`].
+pub(crate) struct ToTheEnd<T>(Option<Task<T>>);
+
+impl<T> Future for ToTheEnd<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
+        match &mut self.0 {
+            Some(task) => Pin::new(task).poll(context),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl<T> Drop for ToTheEnd<T> {
+    fn drop(&mut self) {
+        if let Some(task) = self.0.take() {
+            task.detach();
+        }
     }
 }
 

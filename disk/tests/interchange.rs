@@ -7,6 +7,7 @@
 mod session;
 
 use std::fmt::Write;
+use std::process::Stdio;
 
 use disk::{Aio, Buffer, Command, Format};
 use rand::rngs::SmallRng;
@@ -44,8 +45,6 @@ struct Shape {
     backing_size: u64,
     /// The image itself begins as one of compressed clusters.
     compressed: bool,
-    /// Discarded clusters show the backing file, as version 2 has no zero clusters.
-    version: u32,
 }
 
 /// An image in a workshop, and what it must hold.
@@ -88,9 +87,7 @@ impl Matter {
             Backing::Qcow2 | Backing::Compressed => "qcow2",
         };
         match matter.shape.backing {
-            Backing::Raw => {
-                drop(std::fs::copy(matter.workshop.file("base.raw"), matter.workshop.file("base.img")).expect("copied"))
-            }
+            Backing::Raw => matter.workshop.put("base.img", &below),
             Backing::Qcow2 => convert(&[], "base.img"),
             _ => convert(&["-c"], "base.img"),
         }
@@ -248,8 +245,7 @@ fn images_of_every_shape_go_back_and_forth() {
     let seed = seed();
     let widths = ["", "1", "2", "4", "8", "16", "32", "64"];
     let backings = [Backing::None, Backing::Raw, Backing::Qcow2, Backing::Compressed];
-    let mut row = 0;
-    for cluster_size in [512u64, 4096, 65536, 2 << 20] {
+    for (row, cluster_size) in [512u64, 4096, 65536, 2 << 20].into_iter().enumerate() {
         for (number, width) in widths.iter().enumerate() {
             // Without a width: version 2.
             let version = if width.is_empty() { 2 } else { 3 };
@@ -279,10 +275,164 @@ fn images_of_every_shape_go_back_and_forth() {
                 backing,
                 backing_size: if compressed { 100 } else { backing_size },
                 compressed,
-                version,
             };
             try_shape(shape, seed + number as u64 + row as u64 * 8);
         }
-        row += 1;
     }
+}
+
+fn plain(options: &str, size: u64) -> Shape {
+    Shape {
+        options: options.to_owned(),
+        size,
+        backing: Backing::None,
+        backing_size: 100,
+        compressed: false,
+    }
+}
+
+#[test]
+fn preallocated_lazy_and_oddly_sized_images_go_back_and_forth() {
+    let seed = seed();
+    let shapes = [
+        plain("preallocation=metadata", 3 << 20),
+        plain("preallocation=falloc,cluster_size=4096", 3 << 20),
+        plain("preallocation=full,refcount_bits=1", 3 << 20),
+        plain("lazy_refcounts=on", 3 << 20),
+        // One sector; and 40 L2 tables, more than there are L1 entries in a slice of the smallest clusters.
+        plain("cluster_size=65536", SECTOR),
+        plain("cluster_size=2M", SECTOR),
+        plain("cluster_size=512", 40 * 64 * 512 * 2 + 3 * SECTOR),
+    ];
+    for (number, shape) in shapes.into_iter().enumerate() {
+        try_shape(shape, seed + number as u64);
+    }
+}
+
+#[test]
+fn a_snapshot_that_qemu_made_keeps_its_content_while_both_write() {
+    let seed = seed();
+    let mut matter = Matter::new(plain("cluster_size=4096", 2 << 20), seed);
+    matter.qemu_writes();
+    let before = matter.model.clone();
+    matter.workshop.img(&["snapshot", "-c", "before", "disk.qcow2"]);
+    matter.go_back_and_forth();
+    matter.workshop.img(&["snapshot", "-a", "before", "disk.qcow2"]);
+    matter.model = before;
+    matter.judge();
+    matter.we_write(Aio::IoUring);
+    matter.workshop.img(&["snapshot", "-d", "before", "disk.qcow2"]);
+    matter.judge();
+}
+
+#[test]
+fn a_chain_of_four_images_reads_as_one_disk() {
+    let seed = seed();
+    let mut matter = Matter::new(plain("cluster_size=4096", 2 << 20), seed);
+    for (below, options) in [
+        ("first.qcow2", "cluster_size=65536"),
+        ("second.qcow2", "cluster_size=512"),
+        ("third.qcow2", "compat=0.10"),
+    ] {
+        matter.qemu_writes();
+        matter.we_write(Aio::IoUring);
+        std::fs::rename(matter.workshop.file("disk.qcow2"), matter.workshop.file(below)).expect("renamed");
+        matter.workshop.img(&[
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-o",
+            options,
+            "-b",
+            below,
+            "-F",
+            "qcow2",
+            "disk.qcow2",
+        ]);
+    }
+    matter.go_back_and_forth();
+}
+
+/// Puts an extension of an unknown type before those that are there, and sets an unknown compatible and autoclear bit.
+fn add_unknown_parts(image: &mut [u8], cluster_size: usize) {
+    let header_length = u32::from_be_bytes(image[100..104].try_into().expect("four bytes")) as usize;
+    let extension = [
+        &0x1234_5678u32.to_be_bytes()[..],
+        &11u32.to_be_bytes(),
+        b"hello world",
+        &[0; 5],
+    ]
+    .concat();
+    let end = cluster_size - extension.len();
+    image.copy_within(header_length..end, header_length + extension.len());
+    image[header_length..header_length + extension.len()].copy_from_slice(&extension);
+    image[80] |= 0x40;
+    image[88] |= 0x20;
+}
+
+#[test]
+fn unknown_header_extensions_and_compatible_features_are_kept_and_unknown_autoclear_bits_cleared() {
+    const CLUSTER: usize = 65536;
+    let seed = seed();
+    let mut matter = Matter::new(plain("cluster_size=65536", 2 << 20), seed);
+    matter.qemu_writes();
+    let mut image = matter.workshop.bytes("disk.qcow2");
+    add_unknown_parts(&mut image, CLUSTER);
+    assert!(
+        image[..CLUSTER].windows(5).any(|name| name == b"dirty"),
+        "QEMU wrote a feature name table"
+    );
+    matter.workshop.put("disk.qcow2", &image);
+    matter.we_write(Aio::IoUring);
+    // The dirty bit is clear again, the autoclear bit gone, and the rest of the header as it was.
+    image[88] = 0;
+    assert!(matter.workshop.bytes("disk.qcow2")[..CLUSTER] == image[..CLUSTER]);
+    matter.go_back_and_forth();
+}
+
+#[test]
+fn a_raw_image_is_the_bytes_of_the_disk() {
+    let mut rng = SmallRng::seed_from_u64(seed());
+    let workshop = Workshop::new();
+    let mut model = vec![0; 1 << 20];
+    workshop.put("disk.raw", &model);
+    let session = Session::open(&workshop.file("disk.raw"), Format::Raw, Aio::IoUring);
+    for _ in 0..50 {
+        let start = rng.random_range(0..2000) * SECTOR as usize;
+        let end = start + rng.random_range(1..48) * SECTOR as usize;
+        rng.fill(&mut model[start..end]);
+        session.write(start as u64, &model[start..end]);
+    }
+    assert!(session.read(0, model.len()) == model);
+    session.close();
+    assert!(workshop.bytes("disk.raw") == model);
+}
+
+#[test]
+fn an_image_in_use_is_refused_on_both_sides() {
+    let workshop = Workshop::new();
+    workshop.img(&["create", "-q", "-f", "qcow2", "disk.qcow2", "8M"]);
+    let session = Session::open(&workshop.file("disk.qcow2"), Format::Qcow2, Aio::IoUring);
+    session.write(0, &[1; 512]);
+
+    let refused = workshop.try_qemu("qemu-img", &["check", "disk.qcow2"]);
+    assert!(!refused.status.success(), "qemu-img opened an image that we write to");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("lock"), "{refused:?}");
+    let second = Session::try_open(&workshop.file("disk.qcow2"), Format::Qcow2, Aio::IoUring);
+    let error = second.err().expect("a second writer is refused");
+    assert!(error.to_string().contains("in use"), "{error}");
+    session.close();
+    workshop.check("disk.qcow2");
+
+    let mut program = std::process::Command::new("qemu-io");
+    program.args(["-f", "qcow2"]).arg(workshop.file("disk.qcow2"));
+    let mut holder = session::spawn(program.stdin(Stdio::piped()).stdout(Stdio::piped()));
+    // The prompt comes when the image is open, and locked.
+    std::io::Read::read_exact(holder.stdout.as_mut().expect("piped"), &mut [0; 1]).expect("a prompt");
+    let second = Session::try_open(&workshop.file("disk.qcow2"), Format::Qcow2, Aio::IoUring);
+    let error = second.err().expect("an image that QEMU writes to is refused");
+    assert!(error.to_string().contains("in use"), "{error}");
+    drop(holder.stdin.take());
+    holder.wait().expect("qemu-io ends");
 }

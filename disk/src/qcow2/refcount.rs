@@ -90,7 +90,12 @@ impl Qcow2 {
                 return Err(self.too_large("allocate a cluster"));
             }
             match self.refcount_place(start) {
-                Place::NoBlock { block } => self.add_refcount_block(block).await?,
+                Place::NoBlock { block } => {
+                    // Half of this would be a table on disk that we do not know of; so it is not given up with the request.
+                    let image = self.clone();
+                    let added = async move { image.add_refcount_block(block).await };
+                    self.tasks.to_the_end(added).await?;
+                }
                 Place::Slice { offset, index } => {
                     let slice = self.slice(offset, Class::RefcountBlock).await?;
                     // Others may have allocated while the slice was read.

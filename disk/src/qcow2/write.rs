@@ -5,6 +5,7 @@ use std::rc::Rc;
 use smallvec::SmallVec;
 
 use super::Qcow2;
+use super::in_flight::InFlightGuard;
 use super::mapping::Kind;
 use super::order::{Allocated, Content};
 use crate::storage::{Piece, Pieces};
@@ -20,8 +21,9 @@ impl Qcow2 {
             return Ok(());
         }
         let length = source.range.len() as u64;
-        let _changing = self.in_flight.change_mapping(self.clusters(offset, length)).await;
-        self.write_mapped(offset, source).await?;
+        // Shared with the transfers in place, as in `write_in_place`.
+        let changing = Rc::new(self.in_flight.change_mapping(self.clusters(offset, length)).await);
+        self.write_mapped(offset, source, &changing).await?;
         self.write_through().await
     }
 
@@ -53,16 +55,21 @@ impl Qcow2 {
         Ok(true)
     }
 
-    /// Writes `source` to the guest's bytes at `offset`, whose mapping the caller has for itself.
-    pub(super) async fn write_mapped(self: &Rc<Self>, offset: u64, source: Piece) -> Result<(), DiskError> {
+    /// Writes `source` to the guest's bytes at `offset`, whose mapping `changing` reserves.
+    async fn write_mapped(
+        self: &Rc<Self>,
+        offset: u64,
+        source: Piece,
+        changing: &Rc<InFlightGuard>,
+    ) -> Result<(), DiskError> {
         let length = source.range.len() as u64;
         let mut done = 0;
         while done < length {
             let extent = self.lookup(offset + done, length - done).await?;
             if let Kind::Data { host, in_place: true } = extent.kind {
-                self.file
-                    .write(host, smallvec::smallvec![part(&source, done, extent.length)])
-                    .await?;
+                let piece = part(&source, done, extent.length);
+                let transfer = self.file.write(host, smallvec::smallvec![piece]);
+                self.tasks.finish(transfer, changing.clone()).await?;
                 done += extent.length;
             } else {
                 done += self

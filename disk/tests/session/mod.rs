@@ -2,12 +2,27 @@
 #![allow(dead_code, reason = "each test that shares this uses a part of it")]
 
 use std::path::{Path, PathBuf};
-use std::process::{Command as Process, Output};
-use std::sync::{Arc, Mutex};
+use std::process::{Child, Command as Process, Output, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use disk::{
     Aio, Buffer, Command, Discard, Disk, DiskError, Engine, EngineOptions, Format, OpenError, OpenOptions, Request,
 };
+
+/// Held while a process is started: until it runs its program, it has our open files, and with them the images' locks.
+static STARTING: Mutex<()> = Mutex::new(());
+
+fn starting() -> MutexGuard<'static, ()> {
+    STARTING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Starts a program, which gets none of our files.
+pub fn spawn(program: &mut Process) -> Child {
+    let _starting = starting();
+    program
+        .spawn()
+        .unwrap_or_else(|error| panic!("{program:?} (Debian package qemu-utils) does not start: {error}"))
+}
 
 /// What became of a request, once it is done.
 pub type Outcome = Arc<Mutex<Option<Result<(), DiskError>>>>;
@@ -87,6 +102,8 @@ impl Session {
     /// Closes the image properly.
     pub fn close(self) {
         self.engine.close().unwrap_or_else(|error| panic!("{error}"));
+        // A program that another test is starting may have the file open for a moment more.
+        drop(starting());
     }
 }
 
@@ -119,11 +136,15 @@ impl Workshop {
 
     /// Runs one of QEMU's tools in it, whatever comes of that.
     pub fn try_qemu(&self, program: &str, arguments: &[&str]) -> Output {
-        let output = Process::new(program)
-            .args(arguments)
-            .current_dir(self.directory.path())
-            .output();
-        output.unwrap_or_else(|error| panic!("{program} (Debian package qemu-utils) does not start: {error}"))
+        let mut process = Process::new(program);
+        process.args(arguments).current_dir(self.directory.path());
+        let child = spawn(
+            process
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped()),
+        );
+        child.wait_with_output().expect("a child that can be waited for")
     }
 
     fn qemu(&self, program: &str, arguments: &[&str]) -> String {
