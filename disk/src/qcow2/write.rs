@@ -5,9 +5,9 @@ use std::rc::Rc;
 use smallvec::SmallVec;
 
 use super::Qcow2;
-use super::in_flight::InFlightGuard;
 use super::mapping::Kind;
 use super::order::{Allocated, Content};
+use crate::in_flight::InFlightGuard;
 use crate::storage::{Piece, Pieces};
 use crate::{Buffer, DiskError};
 
