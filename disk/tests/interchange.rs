@@ -23,6 +23,7 @@ impl Session {
             path: path.to_owned(),
             format,
             read_only: false,
+            snapshot: None,
         };
         let disk = engine.open(&options).unwrap_or_else(|error| panic!("{error}"));
         Self { engine, disk }
@@ -316,6 +317,7 @@ fn an_image_in_use_is_refused_on_both_sides() {
         path: fixture.file("disk.qcow2"),
         format: Format::Qcow2,
         read_only: false,
+        snapshot: None,
     };
     let error = second.open(&options).err().expect("a second writer is refused");
     assert!(error.to_string().contains("in use"), "{error}");

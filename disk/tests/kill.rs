@@ -33,6 +33,7 @@ fn open(path: &Path) -> (Engine, Arc<dyn Disk>) {
         path: path.to_owned(),
         format: Format::Qcow2,
         read_only: false,
+        snapshot: None,
     };
     let disk = engine.open(&options).unwrap_or_else(|error| panic!("{error}"));
     (engine, disk)

@@ -80,10 +80,24 @@ impl Allocated {
         self.fresh
     }
 
+    /// One token for these clusters and those of `next`, if they follow each other.
+    pub(super) fn join(mut self, mut next: Self) -> Result<Self, (Self, Self)> {
+        if self.clusters.first + self.clusters.count != next.clusters.first {
+            return Err((self, next));
+        }
+        self.clusters.count += next.clusters.count;
+        self.fresh &= next.fresh;
+        // They are this token's now.
+        next.linked = true;
+        Ok(self)
+    }
+
     /// Writes the content. Afterwards it is in the image file, though not yet durable.
     pub(super) async fn write(self, content: Content) -> Result<Filled, DiskError> {
         let image = self.image.clone();
-        let offset = (self.clusters.first << image.cluster_bits) + content.start;
+        let start = self.clusters.first << image.cluster_bits;
+        image.check_no_metadata_at(start, self.clusters.count << image.cluster_bits)?;
+        let offset = start + content.start;
         let transfer = image.file.write(offset, content.pieces);
         let allocated = image.tasks.finish(transfer, self).await?;
         Ok(Filled { allocated })

@@ -21,6 +21,7 @@ impl Qcow2 {
         }
         let length = source.range.len() as u64;
         let _changing = self.in_flight.change_mapping(self.clusters(offset, length)).await;
+        self.check_within_disk(offset, length)?;
         self.write_mapped(offset, source).await?;
         self.write_through().await
     }
@@ -30,6 +31,8 @@ impl Qcow2 {
         let length = source.range.len() as u64;
         // Shared with the transfers: if this request is dropped, they still keep the clusters from being freed.
         let using = Rc::new(self.in_flight.use_mapping(self.clusters(offset, length)).await);
+        self.check_not_struck()?;
+        self.check_within_disk(offset, length)?;
         let mut targets: SmallVec<[(u64, Piece); 4]> = SmallVec::new();
         let mut done = 0;
         while done < length {
@@ -37,6 +40,7 @@ impl Qcow2 {
             let Kind::Data { host, in_place: true } = extent.kind else {
                 return Ok(false);
             };
+            self.check_no_metadata_at(host, extent.length)?;
             targets.push((host, part(source, done, extent.length)));
             done += extent.length;
         }
@@ -60,6 +64,7 @@ impl Qcow2 {
         while done < length {
             let extent = self.lookup(offset + done, length - done).await?;
             if let Kind::Data { host, in_place: true } = extent.kind {
+                self.check_no_metadata_at(host, extent.length)?;
                 self.file
                     .write(host, smallvec::smallvec![part(&source, done, extent.length)])
                     .await?;

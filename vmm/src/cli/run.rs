@@ -192,6 +192,7 @@ fn open_drives(slots: &[Option<&DiskArgument>; Slot::COUNT], engine: &Engine) ->
             path: argument.path.clone(),
             format: argument.format,
             read_only: argument.read_only,
+            snapshot: None,
         })?;
         *drive = Some(Drive {
             disk: Arc::new(Counted::new(disk)),
