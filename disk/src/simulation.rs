@@ -84,6 +84,26 @@ impl Simulation {
         left_behind: Option<Vec<u8>>,
         seed: u64,
     ) -> Result<Self, OpenCause> {
+        Self::open_with(bytes, backing, left_behind, None, seed)
+    }
+
+    /// Opens a snapshot in the qcow2 image `bytes` for reading, above the raw image `backing`.
+    pub fn open_snapshot(
+        bytes: Vec<u8>,
+        backing: Option<Vec<u8>>,
+        id_or_name: &str,
+        seed: u64,
+    ) -> Result<Self, OpenCause> {
+        Self::open_with(bytes, backing, None, Some(id_or_name.to_owned()), seed)
+    }
+
+    fn open_with(
+        bytes: Vec<u8>,
+        backing: Option<Vec<u8>>,
+        left_behind: Option<Vec<u8>>,
+        snapshot: Option<String>,
+        seed: u64,
+    ) -> Result<Self, OpenCause> {
         let header = Header::parse(&bytes)?;
         let tasks = Tasks::default();
         let mut rng = SmallRng::seed_from_u64(seed);
@@ -115,8 +135,8 @@ impl Simulation {
                 file,
                 header,
                 backing,
-                read_only: false,
-                snapshot: None,
+                read_only: snapshot.is_some(),
+                snapshot,
                 cache,
             };
             let opened = qcow2::open(opening).await;

@@ -170,8 +170,9 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// The clusters from byte `start`, where one begins, to byte `end`.
+    /// The clusters that begin within these bytes.
     fn cluster_range(&self, start: u64, end: u64) -> Range<u64> {
-        self.cluster_of(start)..self.cluster_of(end.next_multiple_of(self.cluster_size()))
+        self.cluster_of(start.next_multiple_of(self.cluster_size()))
+            ..self.cluster_of(end.next_multiple_of(self.cluster_size()))
     }
 }

@@ -128,6 +128,11 @@ impl SimulatedDisk {
         });
     }
 
+    /// How many operations are still to fail.
+    pub fn faults_left(&self) -> usize {
+        self.state.borrow().faults.iter().map(|fault| fault.times).sum()
+    }
+
     /// What a read of the whole file would return now.
     pub fn contents(&self) -> Vec<u8> {
         self.state.borrow().current.clone()
