@@ -141,8 +141,8 @@ impl Engine {
         image.snapshots()
     }
 
-    /// Takes an internal snapshot of a disk that this engine opened: of what it holds when the requests that are in flight have
-    /// ended. Those that come meanwhile wait. Complete means durable. Blocks.
+    /// Takes an internal snapshot of a disk that this engine opened. A request that is in flight comes wholly before it or wholly
+    /// after it; one that has completed is part of it. Complete means durable. Blocks.
     pub fn snapshot_create(&self, disk: &Arc<dyn Disk>, name: &str) -> Result<Snapshot, SnapshotError> {
         let (image, _) = self.find(disk).ok_or(DiskError::Closed)?;
         let name = name.to_owned();

@@ -346,7 +346,7 @@ fn read_all(simulation: &mut Simulation) -> Sectors {
 struct Report {
     /// Referenced more often than the refcount says, or marked as copied with another reference.
     corruptions: Vec<String>,
-    /// Copied flags that do not say what the refcount says; harmless if missing.
+    /// Copied flags that do not say what the refcount says, and clusters that are mapped behind the end; both harmless.
     flags: Vec<String>,
     leaks: usize,
 }
@@ -374,6 +374,19 @@ impl Tables<'_> {
     fn span(&self, at: usize, bytes: usize) -> impl Iterator<Item = usize> + use<> {
         let first = at >> self.bits;
         first..first + bytes.div_ceil(self.size())
+    }
+
+    /// Clusters that are mapped behind the end of a disk of `size` bytes.
+    fn behind(&self, size: usize, l1_at: usize, l1_size: usize) -> Vec<String> {
+        let per_table = self.size() / 8;
+        let first = size.div_ceil(self.size());
+        let clusters = (first..l1_size * per_table).filter(|cluster| {
+            let table = self.number(l1_at + cluster / per_table * 8, 8) & OFFSET;
+            table != 0 && self.number(table + cluster % per_table * 8, 8) & OFFSET != 0
+        });
+        clusters
+            .map(|cluster| format!("guest cluster {cluster} lies behind the end"))
+            .collect()
     }
 
     /// L2 tables and data that an L1 table leads to: each entry that refers to a cluster.
@@ -425,12 +438,17 @@ fn check(image: &[u8]) -> Report {
     let active = tables.tree(l1_at, l1_size);
     active.iter().for_each(|entry| add((entry & OFFSET) >> tables.bits));
 
+    let mapped_behind_the_end = tables.behind(tables.number(24, 8), l1_at, l1_size);
+
     let per_block = (tables.size() * 8) >> order;
     let refcount = |cluster: usize| match blocks.get(cluster / per_block) {
         None | Some(0) => 0,
         Some(block) => tables.number(block + (((cluster % per_block) << order) / 8), (1 << order) / 8),
     };
-    let mut report = Report::default();
+    let mut report = Report {
+        flags: mapped_behind_the_end,
+        ..Report::default()
+    };
     for (&cluster, &count) in &references {
         let refcount = refcount(cluster);
         if refcount < count {

@@ -80,8 +80,9 @@ pub(crate) async fn open(opening: Opening) -> Result<Rc<Qcow2>, OpenCause> {
     let (mut l1, refcount_table, snapshots) = read_tables(&file, &header, length).await?;
     let image_end = length.next_multiple_of(header.cluster_size());
     check_not_truncated(&file, &header, &l1, &refcount_table, image_end).await?;
+    let recovers = !read_only && header.is_dirty();
     if !read_only {
-        if header.is_dirty() {
+        if recovers {
             recover::rebuild_refcounts(&file, &header, &mut l1, &refcount_table, &snapshots).await?;
         }
         let (_, conflict) = MetadataMap::of(&header, &l1, &refcount_table, &snapshots);
@@ -99,7 +100,7 @@ pub(crate) async fn open(opening: Opening) -> Result<Rc<Qcow2>, OpenCause> {
     };
     let (metadata, _) = MetadataMap::of(&header, &l1, &refcount_table, &snapshots);
     let memory = CacheMemory::format(buffer, shape, cache.identity);
-    Ok(Rc::new(Qcow2 {
+    let image = Rc::new(Qcow2 {
         tasks,
         file,
         cluster_bits: header.cluster_bits,
@@ -118,7 +119,11 @@ pub(crate) async fn open(opening: Opening) -> Result<Rc<Qcow2>, OpenCause> {
         backing,
         zeroes: Buffer::zeroed(header.cluster_size() as usize),
         header: RefCell::new(header),
-    }))
+    });
+    if recovers {
+        image.finish_shrinking().await;
+    }
+    Ok(image)
 }
 
 /// The L1 table, the refcount table and the snapshots, each within the file and plausible.

@@ -53,7 +53,7 @@ impl From<DiskError> for ResizeError {
 }
 
 impl Qcow2 {
-    /// Makes the disk `size` bytes long when the requests that are in flight have ended. What is added reads as zeros; what is cut
+    /// Makes the disk `size` bytes long; requests of the guest come before it or after it. What is added reads as zeros; what is cut
     /// off is lost, and only if `may_shrink`.
     pub(crate) async fn resize(self: &Rc<Self>, size: u64, may_shrink: bool) -> Result<(), ResizeError> {
         let _alone = self.alone().await?;
@@ -76,12 +76,17 @@ impl Qcow2 {
             self.grow(old, size).await?;
         } else if size < old {
             self.switch_size(size).await?;
-            // The disk is shorter now, come what may: what stays mapped behind its end is not lost, nor does it show again.
-            if let Err(error) = self.cut_off(size).await {
-                tracing::warn!(%error, "clusters behind the end of the disk stay allocated");
-            }
+            self.finish_shrinking().await;
         }
         Ok(self.write_through().await?)
+    }
+
+    /// Gives up what is mapped behind the end of the disk, which a shrink that was interrupted leaves there. The disk has
+    /// its size, come what may: what stays mapped wastes space, and is hidden before it could show again.
+    pub(super) async fn finish_shrinking(self: &Rc<Self>) {
+        if let Err(error) = self.cut_off(self.capacity()).await {
+            tracing::warn!(%error, "clusters behind the end of the disk stay allocated");
+        }
     }
 
     async fn switch_size(self: &Rc<Self>, size: u64) -> Result<(), DiskError> {

@@ -75,7 +75,8 @@ impl Qcow2 {
         records.iter().map(|record| self.describe(record)).collect()
     }
 
-    /// Takes a snapshot of what the disk holds when the requests that are in flight have ended.
+    /// Takes a snapshot. A request of the guest that is in flight comes wholly before it or wholly after it; one that has
+    /// completed is part of it.
     pub(crate) async fn snapshot_create(self: &Rc<Self>, name: &str) -> Result<Snapshot, SnapshotError> {
         let _alone = self.alone().await?;
         self.check_new_name(name)?;
