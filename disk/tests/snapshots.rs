@@ -221,7 +221,7 @@ fn what_cannot_be_done_is_refused_and_changes_nothing() {
 
 #[test]
 fn a_write_that_would_hit_metadata_is_refused_and_marks_the_image_corrupt() {
-    // Guest cluster 0 is said to lie on: the header, the refcount table, a refcount block, an L2 table, and a snapshot's L1 table.
+    // The L2 table says that guest cluster 0 lies where this is, and may be written in place.
     for target in ["refcount table", "refcount block", "L1", "L2", "snapshot"] {
         let fixture = Fixture::new("compat=1.1", SIZE);
         let session = fixture.open();

@@ -63,7 +63,8 @@ pub(super) struct MetadataMap {
 }
 
 impl MetadataMap {
-    /// The metadata of an image with these tables. The first cluster that two of them claim is returned, too.
+    /// The metadata of an image with these tables; or as much of it as there is up to the first cluster that two of them
+    /// claim, which is returned, too.
     pub(super) fn of(
         header: &Header,
         l1: &[u64],
@@ -73,17 +74,17 @@ impl MetadataMap {
         let mut clusters = HashMap::new();
         let mut conflict = None;
         let mut add = |structure: Structure, offset: u64, bytes: u64| {
-            if bytes == 0 {
+            if bytes == 0 || conflict.is_some() {
                 return;
             }
             for cluster in offset >> header.cluster_bits..=(offset + bytes - 1) >> header.cluster_bits {
-                // The first one stays: the header above all.
                 if let Some(other) = clusters.get(&cluster) {
                     let at = cluster << header.cluster_bits;
-                    conflict.get_or_insert((structure, *other, at));
-                } else {
-                    clusters.insert(cluster, structure);
+                    // Nobody writes to such an image, so the rest does not matter; it could be made to take forever.
+                    conflict = Some((structure, *other, at));
+                    return;
                 }
+                clusters.insert(cluster, structure);
             }
         };
         add(Structure::Header, 0, 1);
