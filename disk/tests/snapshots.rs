@@ -264,19 +264,24 @@ fn a_write_that_would_hit_metadata_is_refused_and_marks_the_image_corrupt() {
 
 #[test]
 fn a_lazy_image_whose_writer_was_killed_is_recovered() {
-    let fixture = Fixture::new("lazy_refcounts=on", SIZE);
-    fixture.crash_qemu(&["write -P 7 0 1M", "write -P 8 5M 64k", "flush"]);
-    let mut model = vec![0; SIZE];
-    model[..1 << 20].fill(7);
-    model[5 << 20..(5 << 20) + 65536].fill(8);
-    let session = fixture.open();
-    assert!(session.read(0, SIZE) == model);
-    session.random_writes(&mut model, 3, 40);
-    session.close();
-    fixture.check();
-    fixture.compare(&model);
-    let image = std::fs::read(fixture.file("disk.qcow2")).expect("readable");
-    assert_eq!(image[87] & 1, 1, "lazy refcounts are still allowed");
+    for shape in [
+        "lazy_refcounts=on",
+        "lazy_refcounts=on,cluster_size=512,refcount_bits=64",
+    ] {
+        let fixture = Fixture::new(shape, SIZE);
+        fixture.crash_qemu(&["write -P 7 0 1M", "write -P 8 5M 64k", "flush"]);
+        let mut model = vec![0; SIZE];
+        model[..1 << 20].fill(7);
+        model[5 << 20..(5 << 20) + 65536].fill(8);
+        let session = fixture.open();
+        assert!(session.read(0, SIZE) == model);
+        session.random_writes(&mut model, 3, 40);
+        session.close();
+        fixture.check();
+        fixture.compare(&model);
+        let image = std::fs::read(fixture.file("disk.qcow2")).expect("readable");
+        assert_eq!(image[87] & 1, 1, "lazy refcounts are still allowed");
+    }
 }
 
 #[test]
