@@ -135,9 +135,17 @@ impl Fixture {
     }
 
     pub fn img(&self, arguments: &[&str]) -> String {
-        let output = self.process("qemu-img").args(arguments).output();
-        let output = output.unwrap_or_else(|error| panic!("qemu-img (Debian package qemu-utils): {error}"));
-        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        let (mut output, mut text);
+        loop {
+            let result = self.process("qemu-img").args(arguments).output();
+            output = result.unwrap_or_else(|error| panic!("qemu-img (Debian package qemu-utils): {error}"));
+            text = String::from_utf8_lossy(&[&output.stdout[..], &output.stderr[..]].concat()).into_owned();
+            // The kernel takes a ring that was closed apart a little later, and only then drops the image's lock.
+            if output.status.success() || !text.contains("\" lock") {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
         assert!(output.status.success(), "qemu-img {arguments:?}: {text}");
         text
     }
