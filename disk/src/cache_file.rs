@@ -32,8 +32,8 @@ pub struct CacheFileError {
 }
 
 impl CacheFile {
-    /// The place for the cache of `image`, a disk of `size` bytes. `None` where the host has no tmpfs for it.
-    pub(crate) fn of(image: &File, size: u64) -> io::Result<Option<Self>> {
+    /// The place for the cache of `image`. `None` where the host has no tmpfs for it.
+    pub(crate) fn of(image: &File) -> io::Result<Option<Self>> {
         let Some(directory) = directory() else { return Ok(None) };
         let metadata = image.metadata()?;
         let file = (metadata.dev(), metadata.ino());
@@ -47,7 +47,6 @@ impl CacheFile {
             identity: Identity {
                 file,
                 born,
-                size,
                 boot: boot_id()?,
                 user,
             },

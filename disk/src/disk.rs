@@ -10,7 +10,7 @@ pub const SECTOR_SIZE: u64 = 512;
 
 /// A virtual disk, as its front end sees it. Shared between threads.
 pub trait Disk: Send + Sync {
-    /// The size that the guest sees, in bytes; a multiple of [`SECTOR_SIZE`].
+    /// The size that the guest sees, in bytes; a multiple of [`SECTOR_SIZE`]. A resize, or a snapshot that is applied, changes it.
     fn capacity(&self) -> u64;
 
     /// Whether writes are refused.

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
@@ -15,7 +16,7 @@ use crate::open::{OpenError, OpenOptions, Opener};
 use crate::options::{CacheMode, DetectZeroes, Discard};
 use crate::storage::{Ring, Storage, ThreadPool};
 use crate::tasks::Tasks;
-use crate::{Command, Disk, DiskError, Request};
+use crate::{Command, Disk, DiskError, Request, ResizeError, Snapshot, SnapshotError};
 
 /// How operations reach the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,6 +68,7 @@ pub struct Engine {
 struct OpenImage {
     options: OpenOptions,
     image: Image,
+    handle: Arc<Handle>,
 }
 
 enum Backend {
@@ -118,17 +120,68 @@ impl Engine {
         };
         let image = opener.open(options)?;
         let mut images = self.images.borrow_mut();
-        let handle = Handle {
-            capacity: image.capacity(),
+        let handle = Arc::new(Handle {
+            capacity: AtomicU64::new(image.capacity()),
             read_only: options.read_only,
             index: images.len(),
             inbox: self.inbox.clone(),
-        };
+        });
         images.push(Rc::new(OpenImage {
             options: options.clone(),
             image,
+            handle: handle.clone(),
         }));
-        Ok(Arc::new(handle))
+        Ok(handle)
+    }
+
+    /// The internal snapshots of a disk that this engine opened.
+    pub fn snapshots(&self, disk: &Arc<dyn Disk>) -> Result<Vec<Snapshot>, SnapshotError> {
+        let (image, _) = self.find(disk).ok_or(DiskError::Closed)?;
+        image.snapshots()
+    }
+
+    /// Takes an internal snapshot of a disk that this engine opened. A request that is in flight comes wholly before it or wholly
+    /// after it; one that has completed is part of it. Complete means durable. Blocks.
+    pub fn snapshot_create(&self, disk: &Arc<dyn Disk>, name: &str) -> Result<Snapshot, SnapshotError> {
+        let (image, _) = self.find(disk).ok_or(DiskError::Closed)?;
+        let name = name.to_owned();
+        self.run_to_end(async move { image.snapshot_create(&name).await })
+    }
+
+    /// Makes a disk that this engine opened what it was when the snapshot was taken, size included; what it holds now
+    /// is lost. A guest that runs on it would not know what happened to it. Complete means durable. Blocks.
+    pub fn snapshot_apply(&self, disk: &Arc<dyn Disk>, id_or_name: &str) -> Result<(), SnapshotError> {
+        let (image, handle) = self.find(disk).ok_or(DiskError::Closed)?;
+        let (applied, wanted) = (image.clone(), id_or_name.to_owned());
+        let result = self.run_to_end(async move { applied.snapshot_apply(&wanted).await });
+        handle.capacity.store(image.capacity(), Ordering::Release);
+        result
+    }
+
+    /// Deletes an internal snapshot of a disk that this engine opened. Complete means durable. Blocks.
+    pub fn snapshot_delete(&self, disk: &Arc<dyn Disk>, id_or_name: &str) -> Result<(), SnapshotError> {
+        let (image, _) = self.find(disk).ok_or(DiskError::Closed)?;
+        let wanted = id_or_name.to_owned();
+        self.run_to_end(async move { image.snapshot_delete(&wanted).await })
+    }
+
+    /// Makes a disk that this engine opened `size` bytes long. What is added reads as zeros; what is cut off is lost,
+    /// and only if `may_shrink`. Complete means durable. Blocks.
+    pub fn resize(&self, disk: &Arc<dyn Disk>, size: u64, may_shrink: bool) -> Result<(), ResizeError> {
+        let (image, handle) = self.find(disk).ok_or(DiskError::Closed)?;
+        let resized = image.clone();
+        let result = self.run_to_end(async move { resized.resize(size, may_shrink).await });
+        handle.capacity.store(image.capacity(), Ordering::Release);
+        result
+    }
+
+    /// The image behind a handle of this engine.
+    fn find(&self, disk: &Arc<dyn Disk>) -> Option<(Image, Arc<Handle>)> {
+        let images = self.images.borrow();
+        let found = images
+            .iter()
+            .find(|open| std::ptr::addr_eq(Arc::as_ptr(&open.handle), Arc::as_ptr(disk)))?;
+        Some((found.image.clone(), found.handle.clone()))
     }
 
     /// Readable when [`Engine::poll`] has something to do.
@@ -297,7 +350,7 @@ impl Backend {
 
 /// The handle of one image.
 struct Handle {
-    capacity: u64,
+    capacity: AtomicU64,
     read_only: bool,
     index: usize,
     inbox: Arc<Inbox>,
@@ -305,7 +358,7 @@ struct Handle {
 
 impl Disk for Handle {
     fn capacity(&self) -> u64 {
-        self.capacity
+        self.capacity.load(Ordering::Acquire)
     }
 
     fn read_only(&self) -> bool {

@@ -95,6 +95,18 @@ impl<I: Image> Allocated<I> {
         self.fresh
     }
 
+    /// One token for these clusters and those of `next`, if they follow each other.
+    pub fn join(mut self, mut next: Self) -> Result<Self, (Self, Self)> {
+        if self.clusters.first + self.clusters.count != next.clusters.first {
+            return Err((self, next));
+        }
+        self.clusters.count += next.clusters.count;
+        self.fresh &= next.fresh;
+        // They are this token's now.
+        next.linked = true;
+        Ok(self)
+    }
+
     /// Writes the content. Afterwards it is in the image file, though not yet durable.
     pub async fn write(self, content: I::Content) -> Result<Filled<I>, I::Error> {
         let allocated = I::fill(self, content).await?;

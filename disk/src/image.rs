@@ -7,7 +7,7 @@ use std::rc::Rc;
 use crate::qcow2::Qcow2;
 use crate::raw::Raw;
 use crate::storage::Piece;
-use crate::{Command, DiskError};
+use crate::{Command, DiskError, ResizeError, Snapshot, SnapshotError};
 
 /// An open image.
 #[derive(Clone)]
@@ -58,6 +58,41 @@ impl Image {
             // A raw file keeps what is discarded; that is allowed.
             (Image::Raw(_), Command::Discard { .. }) => Ok(()),
             (Image::Raw(image), Command::WriteZeroes { offset, length }) => image.write_zeroes(offset, length).await,
+        }
+    }
+
+    /// The internal snapshots.
+    pub(crate) fn snapshots(&self) -> Result<Vec<Snapshot>, SnapshotError> {
+        Ok(self.with_snapshots()?.snapshots())
+    }
+
+    /// Takes a snapshot.
+    pub(crate) async fn snapshot_create(&self, name: &str) -> Result<Snapshot, SnapshotError> {
+        self.with_snapshots()?.snapshot_create(name).await
+    }
+
+    /// Makes the disk what it was when a snapshot was taken.
+    pub(crate) async fn snapshot_apply(&self, id_or_name: &str) -> Result<(), SnapshotError> {
+        self.with_snapshots()?.snapshot_apply(id_or_name).await
+    }
+
+    /// Deletes a snapshot.
+    pub(crate) async fn snapshot_delete(&self, id_or_name: &str) -> Result<(), SnapshotError> {
+        self.with_snapshots()?.snapshot_delete(id_or_name).await
+    }
+
+    /// Makes the disk `size` bytes long.
+    pub(crate) async fn resize(&self, size: u64, may_shrink: bool) -> Result<(), ResizeError> {
+        match self {
+            Image::Raw(_) => Err(ResizeError::Format),
+            Image::Qcow2(image) => image.resize(size, may_shrink).await,
+        }
+    }
+
+    fn with_snapshots(&self) -> Result<&Rc<Qcow2>, SnapshotError> {
+        match self {
+            Image::Raw(_) => Err(SnapshotError::Format),
+            Image::Qcow2(image) => Ok(image),
         }
     }
 

@@ -55,3 +55,5 @@ pub use options::{CacheMode, DetectZeroes, Discard, OptionError};
 pub use qcow2::cache_memory::CacheError;
 pub use qcow2::create::CreateOptions;
 pub use qcow2::header::{BackingReference, HeaderError};
+pub use qcow2::resize::ResizeError;
+pub use qcow2::snapshot::{Snapshot, SnapshotError};

@@ -48,6 +48,8 @@ pub struct OpenOptions {
     pub discard: Discard,
     /// Whether writes of zeros are stored as such.
     pub detect_zeroes: DetectZeroes,
+    /// The id or name of an internal snapshot to read in place of what the disk holds now; only with `read_only`.
+    pub snapshot: Option<String>,
 }
 
 impl OpenOptions {
@@ -60,6 +62,7 @@ impl OpenOptions {
             cache: CacheMode::default(),
             discard: Discard::default(),
             detect_zeroes: DetectZeroes::default(),
+            snapshot: None,
         }
     }
 }
@@ -105,6 +108,12 @@ pub enum OpenCause {
     /// Incompatible feature bit 1.
     #[error("The image is marked corrupt (incompatible feature bit 1); it can only be opened read-only")]
     MarkedCorrupt,
+    /// Snapshots are read, not written.
+    #[error("A snapshot can only be opened read-only")]
+    SnapshotForWriting,
+    /// There is no such snapshot, or the format has none.
+    #[error("There is no snapshot with the id or name \"{0}\"")]
+    NoSuchSnapshot(String),
     /// A killed process left metadata behind, which only a writer can put into the image.
     #[error("A killed process left the image in need of recovery; open it for writing once")]
     NeedsRecovery,
@@ -188,6 +197,9 @@ impl Opener<'_> {
         let file = open_file(options, above).map_err(fail)?;
         match options.format {
             Format::Raw => {
+                if let Some(wanted) = &options.snapshot {
+                    return Err(fail(OpenCause::NoSuchSnapshot(wanted.clone())));
+                }
                 let file = self.image_file(file, options).map_err(fail)?;
                 let raw = Raw::new(file).map_err(|error| fail(error.into()))?;
                 Ok(Image::Raw(Rc::new(raw)))
@@ -209,6 +221,7 @@ impl Opener<'_> {
                     backing,
                     read_only: options.read_only,
                     unmap: options.discard == Discard::Unmap,
+                    snapshot: options.snapshot.clone(),
                     cache,
                 };
                 let open = async move { qcow2::open(opening).await.map(Image::Qcow2) };
@@ -271,7 +284,7 @@ fn plan_cache(file: &File, header: &Header, options: &OpenOptions) -> Result<Cac
         }
         return Ok(private);
     }
-    let Some(cache_file) = CacheFile::of(file, header.size).map_err(OpenCause::File)? else {
+    let Some(cache_file) = CacheFile::of(file).map_err(OpenCause::File)? else {
         if !options.read_only {
             tracing::warn!(%path, "there is no tmpfs for a metadata cache, so metadata is written through, which is slow");
         }
@@ -350,6 +363,7 @@ fn backing_options(above: &OpenOptions, reference: &BackingReference) -> Result<
         path,
         format,
         read_only: true,
+        snapshot: None,
         ..above.clone()
     })
 }

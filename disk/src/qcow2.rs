@@ -14,11 +14,16 @@ pub(crate) mod header;
 mod mapping;
 mod open;
 mod order;
+mod overlap;
 mod read;
 mod recover;
 mod refcount;
 mod references;
-mod snapshot;
+pub(crate) mod resize;
+pub(crate) mod snapshot;
+mod snapshot_table;
+mod switch;
+mod tree;
 mod write;
 mod write_back;
 
@@ -36,7 +41,9 @@ use cache::{Cache, Class, Found, Slice};
 use cache_memory::LastingMemory;
 use header::Header;
 use order::Clusters;
+use overlap::MetadataMap;
 use refcount::Refcounts;
+use snapshot_table::SnapshotRecord;
 use write_back::WriteBack;
 
 pub(crate) use open::{CachePlan, DEFAULT_CACHE_BYTES, Opening, open};
@@ -59,6 +66,8 @@ pub(crate) struct Qcow2 {
     /// Held, by entry number, while an L2 table is being put in place.
     l1_in_flight: Rc<InFlight>,
     refcounts: Refcounts,
+    snapshots: RefCell<Vec<SnapshotRecord>>,
+    metadata: MetadataMap,
     cache: Rc<Cache>,
     in_flight: Rc<InFlight>,
     write_back: WriteBack,
@@ -87,6 +96,19 @@ impl Qcow2 {
     /// The clusters that a range of bytes touches.
     fn clusters(&self, offset: u64, length: u64) -> std::ops::Range<u64> {
         self.cluster_of(offset)..self.cluster_of(offset + length - 1) + 1
+    }
+
+    /// A resize may have come between the check of a request and its turn.
+    fn check_within_disk(&self, offset: u64, length: u64) -> Result<(), DiskError> {
+        let capacity = self.capacity();
+        if offset.checked_add(length).is_none_or(|end| end > capacity) {
+            return Err(DiskError::OutOfRange {
+                offset,
+                length,
+                capacity,
+            });
+        }
+        Ok(())
     }
 
     fn within_cluster(&self, offset: u64) -> u64 {

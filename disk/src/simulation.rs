@@ -4,6 +4,7 @@
 //! whoever wants to repeat what a test printed.
 
 use std::cell::RefCell;
+use std::error::Error;
 use std::io;
 use std::rc::Rc;
 
@@ -50,7 +51,9 @@ impl LastingMemory for SimulatedMemory {
 
 /// What became of a command.
 #[derive(Clone, Default)]
-pub struct Outcome(Rc<RefCell<Option<Result<(), DiskError>>>>);
+pub struct Outcome(Rc<RefCell<Option<Finished>>>);
+
+type Finished = Result<(), Box<dyn Error>>;
 
 impl Outcome {
     /// Whether the command is done.
@@ -61,6 +64,14 @@ impl Outcome {
     /// Whether the command is done, and without an error.
     pub fn succeeded(&self) -> bool {
         matches!(*self.0.borrow(), Some(Ok(())))
+    }
+
+    /// Why the command failed, if it is done and did.
+    pub fn error(&self) -> Option<String> {
+        match &*self.0.borrow() {
+            Some(Err(error)) => Some(error.to_string()),
+            Some(Ok(())) | None => None,
+        }
     }
 }
 
@@ -80,6 +91,26 @@ impl Simulation {
         bytes: Vec<u8>,
         backing: Option<Vec<u8>>,
         left_behind: Option<Vec<u8>>,
+        seed: u64,
+    ) -> Result<Self, OpenCause> {
+        Self::open_with(bytes, backing, left_behind, None, seed)
+    }
+
+    /// Opens a snapshot in the qcow2 image `bytes` for reading, above the raw image `backing`.
+    pub fn open_snapshot(
+        bytes: Vec<u8>,
+        backing: Option<Vec<u8>>,
+        id_or_name: &str,
+        seed: u64,
+    ) -> Result<Self, OpenCause> {
+        Self::open_with(bytes, backing, None, Some(id_or_name.to_owned()), seed)
+    }
+
+    fn open_with(
+        bytes: Vec<u8>,
+        backing: Option<Vec<u8>>,
+        left_behind: Option<Vec<u8>>,
+        snapshot: Option<String>,
         seed: u64,
     ) -> Result<Self, OpenCause> {
         let header = Header::parse(&bytes)?;
@@ -113,8 +144,9 @@ impl Simulation {
                 file,
                 header,
                 backing,
-                read_only: false,
+                read_only: snapshot.is_some(),
                 unmap: true,
+                snapshot,
                 cache,
             };
             let opened = qcow2::open(opening).await;
@@ -165,8 +197,49 @@ impl Simulation {
                 Ok(()) => image.execute(command).await,
                 Err(error) => Err(error),
             };
-            *slot.0.borrow_mut() = Some(result);
+            *slot.0.borrow_mut() = Some(result.map_err(Into::into));
         }
+    }
+
+    /// Starts taking a snapshot.
+    pub fn snapshot_create(&self, name: &str) -> Outcome {
+        let (image, name) = (self.image.clone(), name.to_owned());
+        self.start(async move { Ok(image.snapshot_create(&name).await.map(drop)?) })
+    }
+
+    /// Starts applying a snapshot.
+    pub fn snapshot_apply(&self, id_or_name: &str) -> Outcome {
+        let (image, wanted) = (self.image.clone(), id_or_name.to_owned());
+        self.start(async move { Ok(image.snapshot_apply(&wanted).await?) })
+    }
+
+    /// Starts deleting a snapshot.
+    pub fn snapshot_delete(&self, id_or_name: &str) -> Outcome {
+        let (image, wanted) = (self.image.clone(), id_or_name.to_owned());
+        self.start(async move { Ok(image.snapshot_delete(&wanted).await?) })
+    }
+
+    /// Starts resizing the disk, to `size` bytes.
+    pub fn resize(&self, size: u64, may_shrink: bool) -> Outcome {
+        let image = self.image.clone();
+        self.start(async move { Ok(image.resize(size, may_shrink).await?) })
+    }
+
+    /// The names of the snapshots.
+    pub fn snapshots(&self) -> Vec<String> {
+        let snapshots = self.image.snapshots().unwrap_or_default();
+        snapshots.into_iter().map(|snapshot| snapshot.name).collect()
+    }
+
+    fn start(&self, work: impl Future<Output = Finished> + 'static) -> Outcome {
+        let outcome = Outcome::default();
+        let slot = outcome.clone();
+        self.tasks.spawn(async move {
+            let result = work.await;
+            *slot.0.borrow_mut() = Some(result);
+        });
+        self.tasks.run();
+        outcome
     }
 
     /// Lets one storage operation complete, and everything go on that waited for it. Returns false when none is in flight.

@@ -62,6 +62,7 @@ pub(crate) struct Loading {
 pub(crate) struct DirtySlice {
     slot: usize,
     generation: u64,
+    pub class: Class,
     /// Where it belongs in the image file, in bytes.
     pub offset: u64,
     /// Its content when the copy was taken.
@@ -222,6 +223,7 @@ impl Cache {
                 DirtySlice {
                     slot,
                     generation,
+                    class,
                     offset,
                     content: Buffer::from_slice(&bytes),
                 }

@@ -39,8 +39,6 @@ pub(crate) struct Identity {
     pub file: (u64, u64),
     /// When the image file was made: seconds and nanoseconds.
     pub born: (i64, u32),
-    /// Size of the virtual disk in bytes.
-    pub size: u64,
     /// The kernel's random id of this boot.
     pub boot: [u8; 16],
     /// The user who made it.
@@ -201,7 +199,6 @@ fn encode_header(shape: Shape, identity: Identity) -> Vec<u8> {
     header.extend(identity.file.1.to_ne_bytes());
     header.extend(identity.born.0.to_ne_bytes());
     header.extend(u64::from(identity.born.1).to_ne_bytes());
-    header.extend(identity.size.to_ne_bytes());
     header.extend(identity.boot);
     header.extend(u64::from(identity.user).to_ne_bytes());
     header.extend((shape.slice_size as u64).to_ne_bytes());
@@ -261,7 +258,6 @@ mod tests {
         Identity {
             file: (1, 2),
             born: (5, 6),
-            size: 7,
             boot: [3; 16],
             user: 4,
         }

@@ -1,5 +1,6 @@
 //! Discard and write-zeroes: clusters that lose their content.
 
+use std::ops::Range;
 use std::rc::Rc;
 
 use super::Qcow2;
@@ -58,15 +59,26 @@ impl Qcow2 {
     async fn zero_clusters(self: &Rc<Self>, start: u64, end: u64) -> Result<(), DiskError> {
         let clusters = self.cluster_of(start)..self.cluster_of(end);
         let _changing = self.in_flight.change_mapping(clusters.clone()).await;
+        self.check_not_struck()?;
+        // The disk's last cluster may end beyond the disk.
+        let length = end.min(self.capacity().next_multiple_of(self.cluster_size()).max(start)) - start;
+        if length < end - start {
+            self.check_within_disk(start, end - start)?;
+        }
         // With a backing file an unallocated cluster shows it; a zero cluster hides it.
         let entry = if self.backing.is_some() { ZERO } else { 0 };
+        self.replace_clusters(clusters, entry).await?;
+        self.write_through().await
+    }
+
+    /// Gives up clusters, whose mapping the caller has for itself, in favour of an L2 entry without one: 0 or [`ZERO`].
+    pub(super) async fn replace_clusters(self: &Rc<Self>, clusters: Range<u64>, entry: u64) -> Result<(), DiskError> {
         let mut cluster = clusters.start;
         while cluster < clusters.end {
             let rest = (clusters.end - cluster) << self.cluster_bits;
             let extent = self.lookup(cluster << self.cluster_bits, rest).await?;
             let run = extent.length >> self.cluster_bits;
-            let reads_zero = matches!(extent.kind, Kind::Unallocated) && self.backing.is_none();
-            if reads_zero {
+            if matches!(extent.kind, Kind::Unallocated) && entry == 0 {
                 cluster += run;
                 continue;
             }
@@ -76,6 +88,6 @@ impl Qcow2 {
             Unlinked::new(self.clone(), references).release();
             cluster = until;
         }
-        self.write_through().await
+        Ok(())
     }
 }

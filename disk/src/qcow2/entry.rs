@@ -107,6 +107,14 @@ impl L2Entry {
         })
     }
 
+    /// Where the cluster lies that the entry has for itself or shares, in bytes, unless it is compressed. The copied flag is about it.
+    pub(crate) fn standard_host(self) -> Option<u64> {
+        match self {
+            L2Entry::Data { host, .. } | L2Entry::Zero { host: Some(host) } => Some(host),
+            L2Entry::Unallocated | L2Entry::Zero { host: None } | L2Entry::Compressed { .. } => None,
+        }
+    }
+
     /// The host clusters that the entry holds a reference to: first and count.
     pub(crate) fn references(self, cluster_bits: u32) -> Option<(u64, u64)> {
         let clusters = |host: u64, length: u64| {

@@ -37,6 +37,9 @@ const INCOMPATIBLE_EXTERNAL_DATA: u64 = 1 << 2;
 const INCOMPATIBLE_COMPRESSION_TYPE: u64 = 1 << 3;
 const INCOMPATIBLE_EXTENDED_L2: u64 = 1 << 4;
 
+/// Where the size of the disk lies, followed by crypt_method and the places of the tables.
+const TABLES_AT: u64 = 24;
+
 /// Where the incompatible, compatible and autoclear feature bits lie.
 const FEATURES_AT: u64 = 72;
 
@@ -239,6 +242,20 @@ impl Header {
         file.write_bytes(FEATURES_AT, &bytes).await
     }
 
+    /// Writes the size, and where the tables are: 48 bytes within one sector. (crypt_method, among them, is 0 in all
+    /// images that are opened.)
+    pub(super) async fn write_tables(&self, file: &ImageFile) -> Result<(), DiskError> {
+        let mut bytes = self.size.to_be_bytes().to_vec();
+        bytes.extend(0u32.to_be_bytes());
+        bytes.extend(self.l1_size.to_be_bytes());
+        bytes.extend(self.l1_table_offset.to_be_bytes());
+        bytes.extend(self.refcount_table_offset.to_be_bytes());
+        bytes.extend(self.refcount_table_clusters.to_be_bytes());
+        bytes.extend(self.snapshot_count.to_be_bytes());
+        bytes.extend(self.snapshot_table_offset.to_be_bytes());
+        file.write_bytes(TABLES_AT, &bytes).await
+    }
+
     /// Whether refcounts may be inconsistent.
     pub fn is_dirty(&self) -> bool {
         self.incompatible_features & INCOMPATIBLE_DIRTY != 0
@@ -251,8 +268,7 @@ impl Header {
 
     /// L1 entries that a disk of `size` bytes needs.
     pub fn l1_entries_needed(&self) -> u64 {
-        let bytes_per_entry_bits = self.cluster_bits + (self.cluster_bits - 3);
-        self.size.div_ceil(1 << bytes_per_entry_bits)
+        l1_entries_for(self.size, self.cluster_bits)
     }
 
     fn check_length(&self, header_length: u32) -> Result<(), HeaderError> {
@@ -443,6 +459,12 @@ fn parse_compression(
             "1 (zstd), since incompatible feature bit 3 is set",
         ),
     }
+}
+
+/// L1 entries that a disk of `size` bytes needs.
+pub(super) fn l1_entries_for(size: u64, cluster_bits: u32) -> u64 {
+    let bytes_per_entry_bits = cluster_bits + (cluster_bits - 3);
+    size.div_ceil(1 << bytes_per_entry_bits)
 }
 
 /// What the header extensions say.

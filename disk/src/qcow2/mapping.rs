@@ -9,6 +9,7 @@ use super::Qcow2;
 use super::cache::{Class, Slice};
 use super::entry::{COPIED, L1Entry, L2Entry};
 use super::order::{Clusters, Content, Filled, Unlinked};
+use super::overlap::Structure;
 use crate::storage::Piece;
 use crate::{Buffer, DiskError};
 
@@ -174,6 +175,10 @@ impl Qcow2 {
     /// Step 4 for an L2 table: points the L1 entry number `index` at it.
     fn link_l2_table(&self, index: u64, old: Option<L1Entry>, filled: Filled) -> Unlinked {
         let table = filled.clusters().first << self.cluster_bits;
+        if let Some(old) = old {
+            self.metadata.remove(old.table >> self.cluster_bits);
+        }
+        self.metadata.insert(filled.clusters().first, Structure::L2Table);
         self.l1.borrow_mut()[index as usize] = table | COPIED;
         let references = old.map(|old| Clusters {
             first: old.table >> self.cluster_bits,
@@ -183,7 +188,7 @@ impl Qcow2 {
     }
 
     /// The slice of the L1 table with entry number `index`, and the entry's index in it.
-    async fn l1_slice(self: &Rc<Self>, index: u64) -> Result<(Slice, usize), DiskError> {
+    pub(super) async fn l1_slice(self: &Rc<Self>, index: u64) -> Result<(Slice, usize), DiskError> {
         let offset = self.header.borrow().l1_table_offset + index / self.entries_per_slice() * self.cache.slice_size();
         Ok((self.slice(offset, Class::L1Table).await?, self.slice_index(index)))
     }

@@ -7,8 +7,10 @@ use super::cache::Cache;
 use super::cache_memory::{CacheMemory, Identity, LastingMemory, Shape, survivors};
 use super::entry::{L1Entry, L2Entry};
 use super::header::{Header, INCOMPATIBLE_DIRTY};
+use super::overlap::MetadataMap;
 use super::refcount::{Refcounts, get_refcount};
-use super::snapshot::{self, SnapshotRecord};
+use super::snapshot;
+use super::snapshot_table::{self, SnapshotRecord};
 use super::write_back::WriteBack;
 use super::{Qcow2, recover};
 use crate::disk::Corruption;
@@ -30,6 +32,8 @@ pub(crate) struct Opening {
     pub read_only: bool,
     /// Clusters that are given up give their space back to the host's file system.
     pub unmap: bool,
+    /// The id or name of the snapshot to read, in place of the active disk.
+    pub snapshot: Option<String>,
     pub cache: CachePlan,
 }
 
@@ -53,8 +57,12 @@ pub(crate) async fn open(opening: Opening) -> Result<Rc<Qcow2>, OpenCause> {
         backing,
         read_only,
         unmap,
+        snapshot,
         cache,
     } = opening;
+    if snapshot.is_some() && !read_only {
+        return Err(OpenCause::SnapshotForWriting);
+    }
     if header.is_corrupt() && !read_only {
         return Err(OpenCause::MarkedCorrupt);
     }
@@ -69,12 +77,20 @@ pub(crate) async fn open(opening: Opening) -> Result<Rc<Qcow2>, OpenCause> {
         recover::write_survivors(&file, &header, &survivors).await?;
     }
     let length = file.length()?;
-    let (l1, refcount_table, snapshots) = read_tables(&file, &header, length).await?;
+    if let Some(wanted) = &snapshot {
+        choose_snapshot(&file, &mut header, wanted, length).await?;
+    }
+    let (mut l1, refcount_table, snapshots) = read_tables(&file, &header, length).await?;
     let image_end = length.next_multiple_of(header.cluster_size());
     check_not_truncated(&file, &header, &l1, &refcount_table, image_end).await?;
+    let recovers = !read_only && header.is_dirty();
     if !read_only {
-        if header.is_dirty() {
-            recover::rebuild_refcounts(&file, &header, &l1, &refcount_table, &snapshots).await?;
+        if recovers {
+            recover::rebuild_refcounts(&file, &header, &mut l1, &refcount_table, &snapshots).await?;
+        }
+        let (_, conflict) = MetadataMap::of(&header, &l1, &refcount_table, &snapshots);
+        if let Some(corruption) = conflict {
+            return Err(OpenCause::Corrupt(corruption));
         }
         prepare_header(&file, &mut header).await?;
     }
@@ -85,8 +101,9 @@ pub(crate) async fn open(opening: Opening) -> Result<Rc<Qcow2>, OpenCause> {
         Some(lasting) => lasting.make(shape.length()).map_err(OpenCause::CacheMemory)?,
         None => Buffer::zeroed(shape.length()),
     };
+    let (metadata, _) = MetadataMap::of(&header, &l1, &refcount_table, &snapshots);
     let memory = CacheMemory::format(buffer, shape, cache.identity);
-    Ok(Rc::new(Qcow2 {
+    let image = Rc::new(Qcow2 {
         tasks,
         file,
         cluster_bits: header.cluster_bits,
@@ -97,6 +114,8 @@ pub(crate) async fn open(opening: Opening) -> Result<Rc<Qcow2>, OpenCause> {
         l1: RefCell::new(l1),
         l1_in_flight: Rc::default(),
         refcounts: Refcounts::new(refcount_table),
+        snapshots: RefCell::new(snapshots),
+        metadata,
         cache: Rc::new(Cache::new(memory)),
         in_flight: Rc::default(),
         write_back: WriteBack::default(),
@@ -104,7 +123,11 @@ pub(crate) async fn open(opening: Opening) -> Result<Rc<Qcow2>, OpenCause> {
         backing,
         zeroes: Buffer::zeroed(header.cluster_size() as usize),
         header: RefCell::new(header),
-    }))
+    });
+    if recovers {
+        image.finish_shrinking().await;
+    }
+    Ok(image)
 }
 
 /// The L1 table, the refcount table and the snapshots, each within the file and plausible.
@@ -125,8 +148,29 @@ async fn read_tables(
     let entries = (u64::from(header.refcount_table_clusters) << header.cluster_bits) / 8;
     let refcount_table = read_table(file, "refcount table", header.refcount_table_offset, entries, length).await?;
     check_refcount_table(header, &refcount_table, length)?;
-    let snapshots = snapshot::read_table(file, header, length).await?;
+    let snapshots = snapshot_table::read_table(file, header, length).await?;
     Ok((l1, refcount_table, snapshots))
+}
+
+/// Makes the header say what it said when the snapshot was taken: that L1 table, and that size. It is never written so.
+async fn choose_snapshot(file: &ImageFile, header: &mut Header, wanted: &str, length: u64) -> Result<(), OpenCause> {
+    let snapshots = snapshot_table::read_table(file, header, length).await?;
+    let found = snapshot::find(&snapshots, wanted).map(|index| &snapshots[index]);
+    let record = found.ok_or_else(|| OpenCause::NoSuchSnapshot(wanted.to_owned()))?;
+    header.l1_table_offset = record.l1_table_offset;
+    header.l1_size = record.l1_size;
+    header.size = record.disk_size().unwrap_or(header.size);
+    if header.size > i64::MAX as u64 || header.l1_entries_needed() > u64::from(header.l1_size) {
+        let at = record.l1_table_offset;
+        let (structure, found) = ("disk size of the snapshot with the L1 table", header.size);
+        return Err(OpenCause::Corrupt(Corruption {
+            structure,
+            at,
+            found,
+            expected: "a size that its L1 table maps",
+        }));
+    }
+    Ok(())
 }
 
 /// Marks the image as open for writing, and clears what it promises about features that we do not keep up.

@@ -42,8 +42,10 @@ impl five_steps::Image for Qcow2 {
     type Error = DiskError;
 
     async fn fill(allocated: Allocated, content: Content) -> Result<Allocated, DiskError> {
-        let image = allocated.image().clone();
-        let offset = (allocated.clusters().first << image.cluster_bits) + content.start;
+        let (image, clusters) = (allocated.image().clone(), allocated.clusters());
+        let start = clusters.first << image.cluster_bits;
+        image.check_no_metadata_at(start, clusters.count << image.cluster_bits)?;
+        let offset = start + content.start;
         let transfer = image.file.write(offset, content.pieces);
         image.tasks.finish(transfer, allocated).await
     }

@@ -19,6 +19,7 @@ impl Qcow2 {
             .in_flight
             .use_mapping(self.clusters(offset, target.range.len() as u64))
             .await;
+        self.check_within_disk(offset, target.range.len() as u64)?;
         self.read_mapped(offset, target).await
     }
 

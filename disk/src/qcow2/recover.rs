@@ -6,14 +6,18 @@
 //!
 //! In both cases clusters may have a higher refcount than references: those that were being allocated, and those that were
 //! in quarantine. The references are counted and the refcounts set to them. Nothing else is changed: an image with two owners of one
-//! cluster is refused, not repaired. Everything here can be interrupted and done again.
+//! cluster is refused, not repaired. A crash while a snapshot was being made or deleted can leave copied flags away where they
+//! belong; that is harmless, and mended, too. Everything here can be interrupted and done again.
 
 use super::cache::Class;
 use super::cache_memory::Survivor;
+use super::entry::{COPIED, L1Entry, L2Entry};
 use super::header::Header;
+use super::open::words;
 use super::refcount::{get_refcount, set_refcount};
 use super::references::ReferenceMap;
-use super::snapshot::SnapshotRecord;
+use super::snapshot_table::SnapshotRecord;
+use super::switch::table_of;
 use crate::DiskError;
 use crate::disk::Corruption;
 use crate::storage::ImageFile;
@@ -56,12 +60,12 @@ pub(super) async fn write_survivors(
     Ok(())
 }
 
-/// Sets every refcount to the number of references. Fails, without having written anything, where that would not make
+/// Sets every refcount to the number of references, and copied flags in the active tables where there is just one. Fails, without having written anything, where that would not make
 /// the image whole.
 pub(super) async fn rebuild_refcounts(
     file: &ImageFile,
     header: &Header,
-    l1: &[u64],
+    l1: &mut [u64],
     refcount_table: &[u64],
     snapshots: &[SnapshotRecord],
 ) -> Result<(), DiskError> {
@@ -95,7 +99,44 @@ pub(super) async fn rebuild_refcounts(
         file.sync().await?;
         tracing::info!(reclaimed = lowered, raised, "refcounts rebuilt");
     }
+    if references.lack_copied_flags() {
+        restore_copied_flags(file, header, l1, &references).await?;
+    }
     Ok(())
+}
+
+/// Sets the copied flag wherever the active tables hold the only reference to a cluster. The refcounts are durable.
+async fn restore_copied_flags(
+    file: &ImageFile,
+    header: &Header,
+    l1: &mut [u64],
+    references: &ReferenceMap,
+) -> Result<(), DiskError> {
+    let is_only_one = |host: u64| references.get(host >> header.cluster_bits) == 1;
+    for entry in l1.iter_mut() {
+        let decoded = L1Entry::decode(*entry, header.l1_table_offset, header.cluster_bits);
+        let Some(table) = decoded.map_err(DiskError::Corrupt)?.map(|entry| entry.table) else {
+            continue;
+        };
+        let old = words(&file.read_bytes(table, header.cluster_size() as usize).await?);
+        let mut new = old.clone();
+        for word in &mut new {
+            let decoded = L2Entry::decode(*word, table, header.version, header.cluster_bits, u64::MAX);
+            if let Some(host) = decoded.map_err(DiskError::Corrupt)?.standard_host()
+                && is_only_one(host)
+            {
+                *word |= COPIED;
+            }
+        }
+        if new != old {
+            file.write_bytes(table, &table_of(&new)).await?;
+        }
+        if is_only_one(table) {
+            *entry |= COPIED;
+        }
+    }
+    file.write_bytes(header.l1_table_offset, &table_of(l1)).await?;
+    file.sync().await
 }
 
 /// Each cluster that is referred to has a refcount block.

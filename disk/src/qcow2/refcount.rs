@@ -1,6 +1,6 @@
 //! Refcounts (qcow2 spec, "Host cluster management"): who uses a host cluster, and finding free ones.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::io;
 use std::rc::Rc;
 
@@ -8,6 +8,7 @@ use super::Qcow2;
 use super::cache::{Class, Slice};
 use super::header::MAX_REFCOUNT_TABLE_BYTES;
 use super::order::{Allocated, Clusters};
+use super::overlap::Structure;
 use crate::DiskError;
 use crate::disk::Corruption;
 use crate::in_flight::InFlight;
@@ -36,6 +37,11 @@ impl Refcounts {
             cursor: Cell::new(1),
             table_in_flight: Rc::default(),
         }
+    }
+
+    /// Offsets of the refcount blocks in bytes; 0 where there is none.
+    pub(super) fn table(&self) -> Ref<'_, Vec<u64>> {
+        self.table.borrow()
     }
 }
 
@@ -103,8 +109,11 @@ impl Qcow2 {
                         continue;
                     }
                     if let Some(clusters) = self.take_free_run(slice, start, index as usize, wanted) {
-                        self.check_not_metadata(clusters)?;
-                        let end = (clusters.first + clusters.count) << self.cluster_bits;
+                        // An image whose refcounts call a table free must not be written.
+                        let (offset, length) =
+                            (clusters.first << self.cluster_bits, clusters.count << self.cluster_bits);
+                        self.check_no_metadata_at(offset, length)?;
+                        let end = offset + length;
                         let fresh = clusters.first << self.cluster_bits >= self.image_end.get();
                         self.image_end.set(self.image_end.get().max(end));
                         let fresh = fresh && self.file.fresh_reads_zero();
@@ -152,28 +161,16 @@ impl Qcow2 {
 
     /// Takes one reference from each cluster; those without another are free again.
     pub(super) async fn decrement_refcounts(self: &Rc<Self>, clusters: Clusters) -> Result<(), DiskError> {
-        let order = self.refcount_order();
         for cluster in clusters.first..clusters.first + clusters.count {
             let at = cluster << self.cluster_bits;
-            let unreferenced = Corruption {
-                structure: "refcount of the cluster",
-                at,
-                found: 0,
-                expected: "at least 1, since it is in use",
-            };
             let Place::Slice { offset, index } = self.refcount_place(cluster) else {
-                return Err(self.corrupt(unreferenced));
+                return Err(self.corrupt(unreferenced(at)));
             };
             let slice = self.slice(offset, Class::RefcountBlock).await?;
-            let (at_byte, within, width) = packed_place(index as usize, order);
-            let mut bytes = [0; 8];
-            self.cache.read(slice, at_byte, &mut bytes[..width]);
-            let refcount = get_refcount(&bytes, within, order);
+            let refcount = self.add_to_refcount(slice, index as usize, -1);
             if refcount == 0 {
-                return Err(self.corrupt(unreferenced));
+                return Err(self.corrupt(unreferenced(at)));
             }
-            set_refcount(&mut bytes, within, order, refcount - 1);
-            self.cache.write(slice, at_byte, &bytes[..width]);
             if refcount == 1 {
                 // If it was a table, its slices must not be written over what comes next.
                 self.cache.forget(at..at + self.cluster_size());
@@ -201,16 +198,68 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// How many references a cluster has.
-    async fn refcount(self: &Rc<Self>, cluster: u64) -> Result<u64, DiskError> {
+    /// Takes another reference to each cluster, which has one already; to all of them, or to none.
+    pub(super) async fn increment_refcounts(self: &Rc<Self>, clusters: Clusters) -> Result<(), DiskError> {
+        for cluster in clusters.first..clusters.first + clusters.count {
+            if let Err(error) = self.increment_refcount(cluster).await {
+                let done = Clusters {
+                    first: clusters.first,
+                    count: cluster - clusters.first,
+                };
+                self.decrement_refcounts(done).await?;
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    async fn increment_refcount(self: &Rc<Self>, cluster: u64) -> Result<(), DiskError> {
+        let order = self.refcount_order();
+        let refcount = self.refcount(cluster).await?;
+        if refcount == 0 {
+            return Err(self.corrupt(unreferenced(cluster << self.cluster_bits)));
+        }
+        if refcount == u64::MAX >> (64 - (1u32 << order)) {
+            let what = "another reference to a cluster whose refcount, at this refcount_bits, cannot count it";
+            return Err(DiskError::Unsupported(what));
+        }
+        let Place::Slice { offset, index } = self.refcount_place(cluster) else {
+            return Err(self.corrupt(unreferenced(cluster << self.cluster_bits)));
+        };
+        let slice = self.slice(offset, Class::RefcountBlock).await?;
+        self.add_to_refcount(slice, index as usize, 1);
+        Ok(())
+    }
+
+    /// The refcount of a cluster, as it is now.
+    pub(super) async fn refcount(self: &Rc<Self>, cluster: u64) -> Result<u64, DiskError> {
         let Place::Slice { offset, index } = self.refcount_place(cluster) else {
             return Ok(0);
         };
         let slice = self.slice(offset, Class::RefcountBlock).await?;
-        let (at, within, width) = packed_place(index as usize, self.refcount_order());
+        let (at_byte, within, width) = packed_place(index as usize, self.refcount_order());
         let mut bytes = [0; 8];
-        self.cache.read(slice, at, &mut bytes[..width]);
+        self.cache.read(slice, at_byte, &mut bytes[..width]);
         Ok(get_refcount(&bytes, within, self.refcount_order()))
+    }
+
+    /// Adds to entry `index` of a slice, and returns what was there before. Without change if that is 0.
+    fn add_to_refcount(&self, slice: Slice, index: usize, difference: i64) -> u64 {
+        let order = self.refcount_order();
+        let (at_byte, within, width) = packed_place(index, order);
+        let mut bytes = [0; 8];
+        self.cache.read(slice, at_byte, &mut bytes[..width]);
+        let refcount = get_refcount(&bytes, within, order);
+        if refcount > 0 {
+            set_refcount(&mut bytes, within, order, refcount.wrapping_add_signed(difference));
+            self.cache.write(slice, at_byte, &bytes[..width]);
+        }
+        refcount
+    }
+
+    /// How many clusters a refcount block describes.
+    pub(super) fn clusters_per_block(&self) -> u64 {
+        1 << self.block_bits()
     }
 
     fn refcount_order(&self) -> u32 {
@@ -242,42 +291,6 @@ impl Qcow2 {
         }
     }
 
-    /// An image whose refcounts call the header or a table free must not be written.
-    fn check_not_metadata(&self, clusters: Clusters) -> Result<(), DiskError> {
-        let header = self.header.borrow();
-        let start = clusters.first << self.cluster_bits;
-        let end = start + (clusters.count << self.cluster_bits);
-        let table_bytes = u64::from(header.refcount_table_clusters) << self.cluster_bits;
-        let tables = [
-            (
-                "refcount of the L1 table",
-                header.l1_table_offset,
-                self.l1.borrow().len() as u64 * 8,
-            ),
-            (
-                "refcount of the refcount table",
-                header.refcount_table_offset,
-                table_bytes,
-            ),
-            (
-                "refcount of the snapshot table",
-                header.snapshot_table_offset,
-                u64::from(header.snapshot_count),
-            ),
-        ];
-        for (structure, at, length) in tables {
-            if length > 0 && start < at + length && at < end {
-                return Err(self.corrupt(Corruption {
-                    structure,
-                    at,
-                    found: 0,
-                    expected: "at least 1",
-                }));
-            }
-        }
-        Ok(())
-    }
-
     /// Makes refcount block number `block`: it describes itself, as its own first cluster. That cluster is free, since
     /// no block described it. The table entry is written behind a barrier, by the next write-back.
     async fn add_refcount_block(self: &Rc<Self>, block: u64) -> Result<(), DiskError> {
@@ -293,10 +306,6 @@ impl Qcow2 {
         }
         let cluster = block << self.block_bits();
         let offset = cluster << self.cluster_bits;
-        self.check_not_metadata(Clusters {
-            first: cluster,
-            count: 1,
-        })?;
         if cluster == 0 {
             let at = self.header.borrow().refcount_table_offset;
             let expected = "a refcount block for the header's cluster";
@@ -307,6 +316,7 @@ impl Qcow2 {
                 expected,
             }));
         }
+        self.check_no_metadata_at(offset, self.cluster_size())?;
         let mut content = vec![0; self.cluster_size() as usize];
         set_refcount(&mut content, 0, self.refcount_order(), 1);
         self.image_end
@@ -320,6 +330,7 @@ impl Qcow2 {
         let (slice, index) = self.refcount_table_slice(block).await?;
         self.refcounts.table.borrow_mut()[block as usize] = offset;
         self.cache.set_entry(slice, index, offset);
+        self.metadata.insert(cluster, Structure::RefcountBlock);
         Ok(())
     }
 
@@ -358,6 +369,7 @@ impl Qcow2 {
         table.resize((layout.table_clusters * block_size / 8) as usize, 0);
         let table_bytes: Vec<u8> = table.iter().flat_map(|entry| entry.to_be_bytes()).collect();
 
+        self.check_no_metadata_at(blocks_at, end - blocks_at)?;
         self.image_end.set(self.image_end.get().max(end));
         self.file.write_bytes(blocks_at, &blocks).await?;
         self.file.write_bytes(table_at, &table_bytes).await?;
@@ -380,6 +392,14 @@ impl Qcow2 {
         header.refcount_table_offset = table_at;
         header.refcount_table_clusters = layout.table_clusters as u32;
         *self.refcounts.table.borrow_mut() = table;
+        for block in first..first + layout.blocks {
+            self.metadata.insert(block, Structure::RefcountBlock);
+        }
+        for cluster in 0..layout.table_clusters {
+            let cluster = (table_at >> self.cluster_bits) + cluster;
+            self.metadata.insert(cluster, Structure::RefcountTable);
+        }
+        (old.first..old.first + old.count).for_each(|cluster| self.metadata.remove(cluster));
         self.cache
             .forget(old.first << self.cluster_bits..(old.first + old.count) << self.cluster_bits);
         Ok(old)
@@ -392,6 +412,15 @@ impl Qcow2 {
             offset,
             error: io::Error::from_raw_os_error(libc::EFBIG),
         }
+    }
+}
+
+fn unreferenced(at: u64) -> Corruption {
+    Corruption {
+        structure: "refcount of the cluster",
+        at,
+        found: 0,
+        expected: "at least 1, since it is in use",
     }
 }
 

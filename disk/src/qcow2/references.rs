@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use smallvec::SmallVec;
 
-use super::entry::{L1Entry, L2Entry};
+use super::entry::{COPIED, L1Entry, L2Entry};
 use super::header::Header;
-use super::snapshot::SnapshotRecord;
+use super::snapshot_table::{SnapshotRecord, table_bytes};
 use crate::Buffer;
 use crate::DiskError;
 use crate::disk::Corruption;
@@ -27,6 +27,8 @@ pub(super) struct References {
     is_metadata: bool,
     /// One of them says that there is no other.
     copied: bool,
+    /// The active tables refer to it, and do not say so.
+    lacks_copied: bool,
 }
 
 /// The references to all clusters of an image.
@@ -51,11 +53,10 @@ impl ReferenceMap {
             pages: HashMap::new(),
             cluster_bits: header.cluster_bits,
         };
-        let snapshot_bytes = snapshots.iter().map(SnapshotRecord::length).sum();
         map.add_metadata(0, 1)?;
         map.add_metadata(header.l1_table_offset, l1.len() as u64 * 8)?;
         map.add_metadata(header.refcount_table_offset, refcount_table.len() as u64 * 8)?;
-        map.add_metadata(header.snapshot_table_offset, snapshot_bytes)?;
+        map.add_metadata(header.snapshot_table_offset, table_bytes(snapshots))?;
         for &block in refcount_table.iter().filter(|block| **block != 0) {
             map.add_metadata(block, 1)?;
         }
@@ -113,7 +114,7 @@ impl ReferenceMap {
             *entry = References {
                 count: 1,
                 is_metadata: true,
-                copied: false,
+                ..References::default()
             };
         }
         Ok(())
@@ -163,6 +164,7 @@ impl ReferenceMap {
         references.count += 1;
         references.is_metadata = true;
         references.copied |= active && entry.copied;
+        references.lacks_copied |= active && !entry.copied;
         Ok(())
     }
 
@@ -182,6 +184,7 @@ impl ReferenceMap {
                 continue;
             };
             let copied = active && matches!(decoded, L2Entry::Data { copied: true, .. });
+            let lacks_copied = active && decoded.standard_host().is_some() && word & COPIED == 0;
             for cluster in first..first + count {
                 let references = self.entry(cluster);
                 if references.is_metadata {
@@ -189,9 +192,16 @@ impl ReferenceMap {
                 }
                 references.count = references.count.saturating_add(1);
                 references.copied |= copied;
+                references.lacks_copied |= lacks_copied;
             }
         }
         Ok(())
+    }
+
+    /// Whether an entry of the active tables holds the only reference to a cluster, and its copied flag is not set.
+    pub(super) fn lack_copied_flags(&self) -> bool {
+        let lacks = |entry: &References| entry.lacks_copied && entry.count == 1;
+        self.pages.values().any(|entries| entries.iter().any(lacks))
     }
 
     /// A cluster that is written in place has one reference.

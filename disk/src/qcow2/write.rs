@@ -23,6 +23,7 @@ impl Qcow2 {
         let length = source.range.len() as u64;
         // Shared with the transfers in place, as in `write_in_place`.
         let changing = Rc::new(self.in_flight.change_mapping(self.clusters(offset, length)).await);
+        self.check_within_disk(offset, length)?;
         self.write_mapped(offset, source, &changing).await?;
         self.write_through().await
     }
@@ -32,6 +33,8 @@ impl Qcow2 {
         let length = source.range.len() as u64;
         // Shared with the transfers: if this request is dropped, they still keep the clusters from being freed.
         let using = Rc::new(self.in_flight.use_mapping(self.clusters(offset, length)).await);
+        self.check_not_struck()?;
+        self.check_within_disk(offset, length)?;
         let mut targets: SmallVec<[(u64, Piece); 4]> = SmallVec::new();
         let mut done = 0;
         while done < length {
@@ -39,6 +42,7 @@ impl Qcow2 {
             let Kind::Data { host, in_place: true } = extent.kind else {
                 return Ok(false);
             };
+            self.check_no_metadata_at(host, extent.length)?;
             targets.push((host, part(source, done, extent.length)));
             done += extent.length;
         }
@@ -56,7 +60,7 @@ impl Qcow2 {
     }
 
     /// Writes `source` to the guest's bytes at `offset`, whose mapping `changing` reserves.
-    async fn write_mapped(
+    pub(super) async fn write_mapped(
         self: &Rc<Self>,
         offset: u64,
         source: Piece,
@@ -67,6 +71,7 @@ impl Qcow2 {
         while done < length {
             let extent = self.lookup(offset + done, length - done).await?;
             if let Kind::Data { host, in_place: true } = extent.kind {
+                self.check_no_metadata_at(host, extent.length)?;
                 let piece = part(&source, done, extent.length);
                 let transfer = self.file.write(host, smallvec::smallvec![piece]);
                 self.tasks.finish(transfer, changing.clone()).await?;

@@ -35,6 +35,9 @@ pub(super) struct WriteBack {
     running: Cell<bool>,
     /// Clusters whose unlinking is not durable.
     quarantine: RefCell<Vec<Clusters>>,
+    /// Tasks that give up clusters which left quarantine.
+    releasing: Cell<usize>,
+    released: WaitList,
     /// A sync failed: what the host's cache lost then, nobody knows, so no later sync may claim success.
     sync_failed: Cell<bool>,
 }
@@ -43,6 +46,8 @@ pub(super) struct WriteBack {
 #[derive(Default)]
 struct Epoch {
     wanted: Cell<bool>,
+    /// Refcounts shall become durable, too, even if no link needs them.
+    with_refcounts: Cell<bool>,
     result: RefCell<Option<Result<(), DiskError>>>,
     waiters: WaitList,
 }
@@ -59,12 +64,37 @@ impl WriteBack {
     pub(super) fn quarantine(&self, references: &[Clusters]) {
         self.quarantine.borrow_mut().extend_from_slice(references);
     }
+
+    /// Waits until the clusters that left quarantine have lost their reference.
+    pub(super) async fn quarantine_is_empty(&self) {
+        self.released.until(|| (self.releasing.get() == 0).then_some(())).await;
+    }
 }
 
 impl Qcow2 {
     /// Makes everything that completed before now durable.
     pub(crate) async fn flush(self: &Rc<Self>) -> Result<(), DiskError> {
+        self.await_epoch(self.want_write_back()).await
+    }
+
+    /// Makes everything that completed before now durable, refcounts that no link needs included.
+    pub(super) async fn flush_with_refcounts(self: &Rc<Self>) -> Result<(), DiskError> {
         let epoch = self.want_write_back();
+        epoch.with_refcounts.set(true);
+        self.await_epoch(epoch).await
+    }
+
+    /// Whether a sync has failed, so that nobody knows what is durable.
+    pub(super) fn durability_is_lost(&self) -> bool {
+        self.write_back.sync_failed.get()
+    }
+
+    /// Nobody knows what is in the image file: no sync may claim success any more.
+    pub(super) fn lose_durability(&self) {
+        self.write_back.sync_failed.set(true);
+    }
+
+    async fn await_epoch(&self, epoch: Rc<Epoch>) -> Result<(), DiskError> {
         let outcome = || {
             epoch
                 .result
@@ -139,7 +169,7 @@ impl Qcow2 {
         while self.write_back.next.borrow().wanted.get() {
             let epoch = self.write_back.next.take();
             let captured = self.capture();
-            let result = self.write_back_captured(&captured).await;
+            let result = self.write_back_captured(&captured, epoch.with_refcounts.get()).await;
             match &result {
                 Ok(()) => self.release_from_quarantine(captured.unlinked),
                 Err(error) => {
@@ -162,12 +192,15 @@ impl Qcow2 {
         }
     }
 
-    async fn write_back_captured(self: &Rc<Self>, captured: &Captured) -> Result<(), DiskError> {
-        if captured.slices.is_empty() {
+    async fn write_back_captured(self: &Rc<Self>, captured: &Captured, with_refcounts: bool) -> Result<(), DiskError> {
+        if captured.slices.is_empty() && !with_refcounts {
             return self.sync().await;
         }
         self.write_refcounts().await?;
         self.sync().await?;
+        if captured.slices.is_empty() {
+            return Ok(());
+        }
         self.write_slices(&captured.slices).await?;
         self.sync().await?;
         self.cache.written_back(&captured.slices);
@@ -192,7 +225,10 @@ impl Qcow2 {
     }
 
     /// Writes slices to where they belong; neighbours travel together.
-    async fn write_slices(&self, slices: &[DirtySlice]) -> Result<(), DiskError> {
+    async fn write_slices(self: &Rc<Self>, slices: &[DirtySlice]) -> Result<(), DiskError> {
+        for slice in slices {
+            self.check_slice_at(slice.offset, slice.class)?;
+        }
         let mut transfers = VecDeque::new();
         let mut rest = slices;
         while let Some(first) = rest.first() {
@@ -219,7 +255,7 @@ impl Qcow2 {
     }
 
     /// Makes all writes that completed before now durable, or fails for good.
-    async fn sync(&self) -> Result<(), DiskError> {
+    pub(super) async fn sync(&self) -> Result<(), DiskError> {
         if self.write_back.sync_failed.get() {
             return Err(DiskError::DurabilityLost);
         }
@@ -236,6 +272,7 @@ impl Qcow2 {
             return;
         }
         let image = self.clone();
+        image.write_back.releasing.update(|count| count + 1);
         // A task of its own: it may need room in the cache, and so the next write-back.
         self.tasks.spawn(async move {
             for clusters in unlinked {
@@ -249,6 +286,8 @@ impl Qcow2 {
                     tracing::error!(%error, ?clusters, "clusters leak");
                 }
             }
+            image.write_back.releasing.update(|count| count - 1);
+            image.write_back.released.wake_all();
         });
     }
 }
