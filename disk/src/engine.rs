@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
 
 use crate::image::Image;
+use crate::lock;
 use crate::open::{OpenError, OpenOptions, Opener};
 use crate::options::{CacheMode, DetectZeroes, Discard};
 use crate::storage::{Ring, Storage, ThreadPool};
@@ -63,6 +64,8 @@ pub struct Engine {
     event_fd: Arc<OwnedFd>,
     inbox: Arc<Inbox>,
     images: RefCell<Vec<Rc<OpenImage>>>,
+    /// Of all images and their backing files, by which their locks are given up.
+    locked: RefCell<Vec<File>>,
 }
 
 struct OpenImage {
@@ -108,6 +111,7 @@ impl Engine {
             event_fd,
             inbox,
             images: RefCell::default(),
+            locked: RefCell::default(),
         })
     }
 
@@ -115,6 +119,7 @@ impl Engine {
     pub fn open(&self, options: &OpenOptions) -> Result<Arc<dyn Disk>, OpenError> {
         let opener = Opener {
             tasks: &self.tasks,
+            locked: &self.locked,
             storage: &|file| self.backend.file(file),
             run: &|open| self.run_to_end(open),
         };
@@ -223,6 +228,11 @@ impl Engine {
                 let path = open.options.path.clone();
                 tracing::error!(error = %cause, path = %path.display(), "closing an image failed");
                 result = result.and(Err(CloseError { path, cause }));
+            }
+        }
+        for file in self.locked.take() {
+            if let Err(error) = lock::unlock(&file) {
+                tracing::debug!(%error, "an image stays locked until its file is closed");
             }
         }
         result

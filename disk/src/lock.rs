@@ -66,6 +66,16 @@ pub(crate) fn lock(file: &File, read_only: bool) -> Result<(), LockError> {
     }
 }
 
+/// Unlocks an image that nothing is in flight to. Without this the lock would end when the kernel has let go of the file, which is
+/// a moment after the last transfer.
+pub(crate) fn unlock(file: &File) -> io::Result<()> {
+    let mut everything = libc::flock {
+        l_len: 0,
+        ..one_byte(libc::F_UNLCK, 0)
+    };
+    control(file, libc::F_OFD_SETLK, &mut everything)
+}
+
 fn conflict(file: &File, used: &[u32], forbidden: &[u32]) -> io::Result<Option<&'static str>> {
     for &permission in used {
         if is_locked_by_another(file, FORBIDDEN + i64::from(permission))? {

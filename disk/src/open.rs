@@ -1,5 +1,6 @@
 //! Opening images by name: the file, its lock, its format, and the files below it.
 
+use std::cell::RefCell;
 use std::fs::{File, OpenOptions as FileOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
@@ -173,6 +174,8 @@ impl From<DiskError> for OpenCause {
 /// Opens images for one engine.
 pub(crate) struct Opener<'a> {
     pub tasks: &'a Tasks,
+    /// The files of images that were opened, by which their locks are given up.
+    pub locked: &'a RefCell<Vec<File>>,
     /// Makes a storage of a file.
     pub storage: &'a dyn Fn(File) -> Rc<dyn Storage>,
     /// Runs an asynchronous step to its end.
@@ -195,6 +198,8 @@ impl Opener<'_> {
             cause: Box::new(cause),
         };
         let file = open_file(options, above).map_err(fail)?;
+        let same = file.try_clone().map_err(|error| fail(OpenCause::File(error)))?;
+        self.locked.borrow_mut().push(same);
         match options.format {
             Format::Raw => {
                 if let Some(wanted) = &options.snapshot {

@@ -242,8 +242,8 @@ fn option_value(path: &Path) -> String {
 
 /// Gives the nested host an interrupt a second, by a command that does nothing, until its port closes.
 ///
-/// Under TCG it has been seen to stop with all its timers, the guest's too, at long idle times, and to go on as if nothing had
-/// been at the next interrupt from outside. Hardware does not do that, so this hides nothing of spindle's.
+/// Twice a guest has stood still for minutes, and the nested host with it as far as could be seen; the cause is not known. A timer
+/// that TCG's nested SVM lost would explain it, and an interrupt from outside helps then.
 fn keep_awake(mut control: UnixStream) {
     thread::spawn(move || {
         while control.write_all(b":\n").is_ok() {
