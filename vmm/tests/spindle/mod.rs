@@ -40,7 +40,9 @@ impl Spindle {
         let mut kernel = NamedTempFile::new().expect("temporary file");
         kernel.write_all(image).expect("written");
         let kernel = kernel.into_temp_path();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_spindle"));
+        // A signal that the tests' own parent ignores (nohup does that) would be ignored here, too.
+        let mut command = Command::new("env");
+        command.args(["--default-signal=HUP,INT,TERM", env!("CARGO_BIN_EXE_spindle")]);
         command.args(["run", "--memory", "32M", "--kernel"]).arg(&kernel);
         Self {
             command,
