@@ -9,6 +9,12 @@ const COMPRESSED: u64 = 1 << 62;
 pub(crate) const ZERO: u64 = 1;
 const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 
+/// The 64-bit big-endian entries of a table.
+pub(crate) fn words(bytes: &[u8]) -> Vec<u64> {
+    let word = |bytes: &[u8]| bytes.iter().fold(0, |value, byte| value << 8 | u64::from(*byte));
+    bytes.chunks_exact(8).map(word).collect()
+}
+
 /// What an L1 entry points at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct L1Entry {

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use super::cache::Cache;
 use super::cache_memory::{CacheMemory, Identity, LastingMemory, Shape, survivors};
-use super::entry::{L1Entry, L2Entry};
+use super::entry::{L1Entry, L2Entry, words};
 use super::header::{Header, INCOMPATIBLE_DIRTY};
 use super::overlap::MetadataMap;
 use super::refcount::{Refcounts, get_refcount};
@@ -211,12 +211,6 @@ async fn read_table(
     }
     let bytes = file.read_bytes(offset, (entries * 8) as usize).await?;
     Ok(words(&bytes))
-}
-
-/// 64-bit big-endian words.
-pub(super) fn words(bytes: &[u8]) -> Vec<u64> {
-    let word = |bytes: &[u8]| bytes.iter().fold(0, |value, byte| value << 8 | u64::from(*byte));
-    bytes.chunks_exact(8).map(word).collect()
 }
 
 fn check_l1(header: &Header, l1: &[u64], length: u64) -> Result<(), OpenCause> {

@@ -11,9 +11,9 @@
 
 use super::cache::Class;
 use super::cache_memory::Survivor;
+use super::entry::words;
 use super::entry::{COPIED, L1Entry, L2Entry};
 use super::header::Header;
-use super::open::words;
 use super::refcount::{get_refcount, set_refcount};
 use super::references::ReferenceMap;
 use super::snapshot_table::SnapshotRecord;

@@ -67,7 +67,7 @@ impl ReferenceMap {
             let bytes = file
                 .read_bytes(snapshot.l1_table_offset, snapshot.l1_size as usize * 8)
                 .await?;
-            let table = super::open::words(&bytes);
+            let table = super::entry::words(&bytes);
             map.add_tables(file, header, &table, snapshot.l1_table_offset, false, image_end)
                 .await?;
         }
@@ -148,7 +148,7 @@ impl ReferenceMap {
             for (entry, table, read) in reads {
                 read.await?;
                 self.add_l2_table_cluster(*entry, active)?;
-                self.add_l2_table(header, *entry, &super::open::words(&table.to_vec()), active, image_end)?;
+                self.add_l2_table(header, *entry, &super::entry::words(&table.to_vec()), active, image_end)?;
             }
         }
         Ok(())

@@ -10,9 +10,9 @@ use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Qcow2;
+use super::entry::words;
 use super::entry::{COPIED, L1Entry};
 use super::header::{MAX_L1_BYTES, MAX_SNAPSHOTS, l1_entries_for};
-use super::open::words;
 use super::order::{Clusters, Filled};
 use super::snapshot_table::{MAX_TABLE_BYTES, SnapshotRecord, encode_table, table_bytes};
 use super::switch::table_of;

@@ -8,8 +8,8 @@ use std::rc::Rc;
 
 use super::Qcow2;
 use super::cache::Class;
+use super::entry::words;
 use super::entry::{COPIED, L1Entry, L2Entry};
-use super::open::words;
 use super::order::Clusters;
 use crate::DiskError;
 
