@@ -373,36 +373,47 @@ impl Qcow2 {
         self.image_end.set(self.image_end.get().max(end));
         self.file.write_bytes(blocks_at, &blocks).await?;
         self.file.write_bytes(table_at, &table_bytes).await?;
-        self.file.sync().await?;
-        let mut pointer = table_at.to_be_bytes().to_vec();
-        pointer.extend((layout.table_clusters as u32).to_be_bytes());
-        self.file.write_bytes(HEADER_REFCOUNT_TABLE, &pointer).await?;
-        self.file.sync().await?;
+        self.sync().await?;
         self.forget_cached(Clusters {
             first,
             count: layout.blocks,
         })
         .await;
+        let mut pointer = table_at.to_be_bytes().to_vec();
+        pointer.extend((layout.table_clusters as u32).to_be_bytes());
+        if let Err(error) = self.file.write_bytes(HEADER_REFCOUNT_TABLE, &pointer).await {
+            // Which of the two tables the header names, nobody knows.
+            self.lose_durability();
+            return Err(error);
+        }
+        let old = self.adopt_refcount_table(table, first, &layout);
+        // Without this barrier the old table is not given up.
+        self.sync().await?;
+        Ok(old)
+    }
 
+    /// The header names a new table, which lies with the blocks that describe it from cluster `first` on. Returns the old one's
+    /// clusters.
+    fn adopt_refcount_table(&self, table: Vec<u64>, first: u64, layout: &TableLayout) -> Clusters {
         let mut header = self.header.borrow_mut();
         let old = Clusters {
             first: header.refcount_table_offset >> self.cluster_bits,
             count: u64::from(header.refcount_table_clusters),
         };
-        header.refcount_table_offset = table_at;
+        let table_first = first + layout.blocks;
+        header.refcount_table_offset = table_first << self.cluster_bits;
         header.refcount_table_clusters = layout.table_clusters as u32;
         *self.refcounts.table.borrow_mut() = table;
-        for block in first..first + layout.blocks {
+        for block in first..table_first {
             self.metadata.insert(block, Structure::RefcountBlock);
         }
-        for cluster in 0..layout.table_clusters {
-            let cluster = (table_at >> self.cluster_bits) + cluster;
+        for cluster in table_first..table_first + layout.table_clusters {
             self.metadata.insert(cluster, Structure::RefcountTable);
         }
         (old.first..old.first + old.count).for_each(|cluster| self.metadata.remove(cluster));
         self.cache
             .forget(old.first << self.cluster_bits..(old.first + old.count) << self.cluster_bits);
-        Ok(old)
+        old
     }
 
     fn too_large(&self, operation: &'static str) -> DiskError {
