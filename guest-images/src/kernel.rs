@@ -7,8 +7,6 @@ use std::process::Stdio;
 use crate::tool::{failed, run_tool, tool};
 use crate::{Error, Store, apt};
 
-/// The meta package that always depends on the newest cloud kernel: the one without drivers for real hardware.
-const META_PACKAGE: &str = "linux-image-cloud-amd64";
 const ARTEFACT: &str = "kernel";
 
 /// A stock kernel with its modules.
@@ -19,6 +17,9 @@ pub struct Kernel {
 }
 
 impl Kernel {
+    /// The package that leads to the newest kernel that apt offers.
+    pub const META_PACKAGE: &str = "linux-image-cloud-amd64";
+
     /// The kernel that apt would install for `linux-image-cloud-amd64`. Once built it stays until [`Kernel::forget`]:
     /// a security update alone does not make every later artefact stale.
     ///
@@ -27,10 +28,10 @@ impl Kernel {
     pub fn stock(store: &Store) -> Result<Kernel, Error> {
         let folder = store.artefact(
             ARTEFACT,
-            &[META_PACKAGE, "vmlinuz, vmlinux, modules.dep: 1"],
+            &[Self::META_PACKAGE, "vmlinuz, vmlinux, modules.dep: 1"],
             |folder| {
                 store.progress("asking apt for the stock kernel");
-                let package = apt::dependency_of(META_PACKAGE, "linux-image-")?;
+                let package = apt::dependency_of(Self::META_PACKAGE, "linux-image-")?;
                 store.progress(&format!("downloading {package}"));
                 apt::unpack_package(&package, folder)?;
                 arrange(folder)

@@ -43,7 +43,7 @@ pub fn setup(options: &Options) -> Result<()> {
 
 const QEMU: (&str, &str) = ("qemu-system-x86_64", "qemu-system-x86");
 
-/// Installs the Debian packages of programs that are missing.
+/// Installs the Debian packages of programs that are missing, and sees to it that apt knows those that guests are made of.
 pub fn install_missing(kind: HostKind) -> Result<()> {
     let mut packages: Vec<&str> = Vec::new();
     let required = REQUIREMENTS.iter().map(|known| (known.program, known.package));
@@ -54,7 +54,7 @@ pub fn install_missing(kind: HostKind) -> Result<()> {
         }
     }
     if packages.is_empty() {
-        return Ok(());
+        return apt::fill_lists();
     }
     if find_program("apt-get").is_none() {
         bail!(
@@ -62,5 +62,6 @@ pub fn install_missing(kind: HostKind) -> Result<()> {
             packages.join(", ")
         );
     }
-    apt::install(&packages)
+    apt::install(&packages)?;
+    apt::fill_lists()
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
-use guest_images::{AptSource, apt_sources, find_program, run_tool};
+use guest_images::{AptSource, Kernel, apt_sources, find_program, run_tool};
 
 /// Installs `packages`.
 pub fn install(packages: &[&str]) -> Result<()> {
@@ -30,6 +30,23 @@ pub fn install(packages: &[&str]) -> Result<()> {
     apt_get
         .run(&arguments)
         .with_context(|| format!("`{by_hand}` did not succeed"))
+}
+
+/// Fetches apt's lists if they are empty, as they are on a fresh machine or after `apt-get clean`: guests are made of packages that
+/// are downloaded without being installed. Where it cannot be done, images that are built already still serve.
+pub fn fill_lists() -> Result<()> {
+    if find_program("apt-get").is_none() || lists_are_there(&[Kernel::META_PACKAGE])? {
+        return Ok(());
+    }
+    let Some(apt_get) = AptGet::as_root()? else {
+        eprintln!("apt's lists are empty; to build guest images, run `apt-get update` as root");
+        return Ok(());
+    };
+    eprintln!("Fetching apt's lists");
+    if let Err(error) = apt_get.run(&["update"]) {
+        eprintln!("warning: {error:#}");
+    }
+    Ok(())
 }
 
 /// apt-get with the rights to install.
