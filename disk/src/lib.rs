@@ -25,6 +25,7 @@
 //!
 //! This crate knows nothing of KVM or of IDE.
 
+mod block_status;
 mod buffer;
 mod cache_file;
 mod delay;
@@ -47,6 +48,7 @@ mod tasks;
 mod throttle;
 mod wait;
 
+pub use block_status::{Extent, ExtentKind, Extents};
 pub use buffer::{Buffer, BufferError};
 pub use cache_file::CacheFileError;
 pub use disk::{Command, Corruption, Disk, DiskError, Done, Request, SECTOR_SIZE};
