@@ -44,6 +44,7 @@ mod qcow2;
 mod raw;
 pub mod simulation;
 mod storage;
+pub mod stream;
 mod tasks;
 mod throttle;
 mod wait;

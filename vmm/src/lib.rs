@@ -37,6 +37,7 @@ pub mod kick;
 pub mod kvm_memory;
 pub mod memory;
 pub mod milestones;
+pub mod nbd;
 pub mod power;
 pub mod registers;
 pub mod signals;
