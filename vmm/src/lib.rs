@@ -38,6 +38,7 @@ pub mod kvm_memory;
 pub mod memory;
 pub mod milestones;
 pub mod power;
+pub mod qmp;
 pub mod registers;
 pub mod signals;
 pub mod vcpu;
