@@ -9,6 +9,7 @@ use crate::bus::{BusError, PortBus};
 use crate::ide::ata::{Drive, Identity, IdentityError};
 use crate::ide::channel::Channel;
 use crate::ide::controller::{BusMasterObserver, IdeController};
+use crate::ide::kernel_ports::DmaWatch;
 use crate::interrupt::InterruptLine;
 use crate::pci::configuration::{Address, CONFIGURATION_PORTS, ConfigurationPorts, PciFunction};
 use crate::pci::host_bridge::HostBridge;
@@ -134,6 +135,11 @@ impl Chipset {
     /// than the bus.
     pub fn observe_bus_master(&self, observer: BusMasterObserver) {
         self.ide.observe_bus_master(observer);
+    }
+
+    /// What can be seen of the IDE bus masters without a lock.
+    pub fn dma_watch(&self) -> DmaWatch {
+        self.ide.dma_watch()
     }
 }
 

@@ -15,5 +15,6 @@ pub mod ata;
 mod bus_master;
 pub(crate) mod channel;
 pub mod controller;
+pub mod kernel_ports;
 mod prd;
 pub mod registers;
