@@ -6,19 +6,26 @@
 
 mod cache;
 pub(crate) mod cache_memory;
+pub(crate) mod check;
+pub(crate) mod compress;
 mod compressed;
+mod counts;
 pub(crate) mod create;
 mod discard;
-mod entry;
+pub(crate) mod entry;
+pub(crate) mod findings;
 pub(crate) mod header;
+pub(crate) mod layer;
 mod mapping;
+pub(crate) mod measure;
 mod open;
 mod order;
 mod overlap;
 mod read;
 mod recover;
-mod refcount;
+pub(crate) mod refcount;
 mod references;
+pub(crate) mod repair;
 pub(crate) mod resize;
 pub(crate) mod snapshot;
 mod snapshot_table;
