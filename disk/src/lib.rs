@@ -25,8 +25,8 @@
 //!
 //! This crate knows nothing of KVM or of IDE.
 
-mod block_status;
 mod at_rest;
+mod block_status;
 mod buffer;
 mod cache_file;
 mod delay;
@@ -45,12 +45,13 @@ mod qcow2;
 mod raw;
 pub mod simulation;
 mod storage;
+pub mod stream;
 mod tasks;
 mod throttle;
 mod wait;
 
+pub use at_rest::{ImageAtRest, MapEntry, NewImage, NewImageError, Place, RestOptions, is_zero};
 pub use block_status::{Extent, ExtentKind, Extents};
-pub use at_rest::{Extent, ImageAtRest, NewImage, NewImageError, Place, RestOptions, is_zero};
 pub use buffer::{Buffer, BufferError};
 pub use cache_file::CacheFileError;
 pub use disk::{Command, Corruption, Disk, DiskError, Done, Request, SECTOR_SIZE};

@@ -39,6 +39,7 @@ pub mod kvm_memory;
 pub mod memory;
 pub mod metrics;
 pub mod milestones;
+pub mod nbd;
 pub mod power;
 pub mod qmp;
 pub mod registers;

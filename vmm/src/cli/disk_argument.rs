@@ -4,8 +4,12 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 
-use disk::{CacheMode, DetectZeroes, Discard, Format, Injection, InjectionError, LimitError, Limits, OptionError};
+use disk::{
+    CacheMode, DetectZeroes, Discard, Disk, Format, InjectingDisk, Injection, InjectionError, LimitError, Limits,
+    OpenOptions, OptionError, ThrottledDisk,
+};
 
 /// Where an IDE drive is plugged in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,6 +159,30 @@ impl FromStr for DiskArgument {
             limits,
             injections,
         })
+    }
+}
+
+impl DiskArgument {
+    /// How to open the image.
+    pub fn open_options(&self) -> OpenOptions {
+        OpenOptions {
+            read_only: self.read_only,
+            cache: self.cache,
+            discard: self.discard,
+            detect_zeroes: self.detect_zeroes,
+            ..OpenOptions::new(&self.path, self.format)
+        }
+    }
+
+    /// The disk behind what slows it down or makes it fail, if anything does.
+    pub fn decorated(&self, mut disk: Arc<dyn Disk>) -> anyhow::Result<Arc<dyn Disk>> {
+        if !self.injections.is_empty() {
+            disk = Arc::new(InjectingDisk::new(disk, &self.injections));
+        }
+        if !self.limits.is_unlimited() {
+            disk = Arc::new(ThrottledDisk::new(disk, &self.limits)?);
+        }
+        Ok(disk)
     }
 }
 

@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use clap::CommandFactory;
 use clap::error::ErrorKind;
 use devices::chipset::DriveConfig;
-use disk::{Aio, Disk, Engine, EngineOptions, InjectingDisk, OpenOptions, ThrottledDisk};
+use disk::{Aio, Disk, Engine, EngineOptions};
 use kvm_ioctls::Kvm;
 
 use super::Cli;
@@ -244,29 +244,12 @@ fn open_drives(
     let mut drives = Drives::default();
     for ((drive, slot), name) in drives.iter_mut().zip(slots).zip(Slot::NAMES) {
         let Some(argument) = slot else { continue };
-        let disk = engine.open(&OpenOptions {
-            read_only: argument.read_only,
-            cache: argument.cache,
-            discard: argument.discard,
-            detect_zeroes: argument.detect_zeroes,
-            ..OpenOptions::new(&argument.path, argument.format)
-        })?;
+        let disk = engine.open(&argument.open_options())?;
         *drive = Some(Drive {
-            disk: Arc::new(Counted::new(decorated(disk, argument)?, metrics.disk(name))),
+            disk: Arc::new(Counted::new(argument.decorated(disk)?, metrics.disk(name))),
         });
     }
     Ok(drives)
-}
-
-/// The disk behind what slows it down or makes it fail, if anything does.
-fn decorated(mut disk: Arc<dyn Disk>, argument: &DiskArgument) -> anyhow::Result<Arc<dyn Disk>> {
-    if !argument.injections.is_empty() {
-        disk = Arc::new(InjectingDisk::new(disk, &argument.injections));
-    }
-    if !argument.limits.is_unlimited() {
-        disk = Arc::new(ThrottledDisk::new(disk, &argument.limits)?);
-    }
-    Ok(disk)
 }
 
 fn drive_configs(drives: &Drives) -> [Option<DriveConfig>; Slot::COUNT] {
