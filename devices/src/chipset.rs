@@ -13,6 +13,7 @@ use crate::ide::channel::Channel;
 use crate::ide::controller::{BusMasterObserver, IdeController};
 use crate::ide::drive::Drive;
 use crate::ide::identity::{Identity, IdentityError};
+use crate::ide::kernel_ports::DmaWatch;
 use crate::interrupt::InterruptLine;
 use crate::pci::configuration::{Address, CONFIGURATION_PORTS, ConfigurationPorts, PciFunction};
 use crate::pci::host_bridge::HostBridge;
@@ -184,6 +185,11 @@ impl Chipset {
     /// than the bus.
     pub fn observe_bus_master(&self, observer: BusMasterObserver) {
         self.ide.observe_bus_master(observer);
+    }
+
+    /// What can be seen of the IDE bus masters without a lock.
+    pub fn dma_watch(&self) -> DmaWatch {
+        self.ide.dma_watch()
     }
 }
 

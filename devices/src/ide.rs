@@ -23,5 +23,6 @@ mod data_block;
 pub(crate) mod drive;
 mod identify_page;
 pub mod identity;
+pub mod kernel_ports;
 mod prd;
 pub mod registers;

@@ -8,6 +8,7 @@ use vm_memory::GuestMemoryMmap;
 use super::atapi::CdRom;
 use super::bus_master::{BusMaster, Command as BusMasterCommand, Event, Status as BusMasterStatus};
 use super::drive::{DmaRequest, Drive, Step};
+use super::kernel_ports::DmaState;
 use super::prd::{self, PrdError};
 use super::registers::{DEVICE_DEV, DeviceControl, Status, offset};
 use crate::bus::PortDevice;
@@ -24,6 +25,7 @@ const NOBODY: u8 = 0x7f;
 /// interrupt line is driven; neither calls back.
 pub(crate) struct Channel {
     state: Mutex<State>,
+    dma_state: DmaState,
     itself: Weak<Channel>,
 }
 
@@ -54,6 +56,7 @@ impl Channel {
                 asserted: false,
                 memory,
             }),
+            dma_state: DmaState::default(),
             itself: itself.clone(),
         })
     }
@@ -93,6 +96,12 @@ impl Channel {
             self.submit(state, index, step);
         }
         state.drive_line();
+        self.dma_state.set(state.start_awaited(), state.bus_master.started());
+    }
+
+    /// What can be seen of the bus master without the channel's lock.
+    pub(super) fn dma_state(&self) -> &DmaState {
+        &self.dma_state
     }
 
     fn submit(&self, state: &mut State, index: usize, step: Step) {
@@ -149,6 +158,11 @@ impl Channel {
 }
 
 impl State {
+    /// Whether a drive has a DMA command and waits for the bus master.
+    fn start_awaited(&self) -> bool {
+        self.drives.iter().flatten().any(|drive| drive.dma_request().is_some())
+    }
+
     fn selected(&mut self) -> Option<&mut Drive> {
         self.drives[self.selected].as_mut()
     }
