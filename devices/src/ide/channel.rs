@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use disk::{Buffer, BufferError, DiskError, Request};
 use vm_memory::GuestMemoryMmap;
 
+use super::atapi::CdRom;
 use super::bus_master::{BusMaster, Command as BusMasterCommand, Event, Status as BusMasterStatus};
 use super::drive::{DmaRequest, Drive, Step};
 use super::kernel_ports::DmaState;
@@ -81,7 +82,8 @@ impl Channel {
         // A transfer that failed or was stopped leaves the rest of its table.
         let moved = drive.runs_dma() && outcome.is_ok();
         let step = drive.completed(outcome);
-        if moved {
+        // It may take more requests to fill the memory that was offered.
+        if moved && !drive.runs_dma() {
             state.end_dma();
         }
         self.follow(&mut state, index, step);
@@ -116,6 +118,14 @@ impl Channel {
                 }
             }),
         });
+    }
+
+    /// Does something with a CD-ROM drive that is not the guest's doing. `None` if the drive is none.
+    pub(super) fn with_cd_rom<T>(&self, index: usize, act: impl FnOnce(&mut CdRom) -> T) -> Option<T> {
+        self.access(|state| {
+            let drive = state.drives[index].as_mut().and_then(Drive::cd_rom_mut);
+            (drive.map(act), None)
+        })
     }
 
     /// Follows the bus-master bit of the PCI command register. A transfer that waited for it begins.
@@ -178,6 +188,9 @@ impl State {
         }
         match (register, self.responder()) {
             (_, None) => NOBODY,
+            // A packet device does not lend its registers: its signature would be taken for that of a second one
+            // (ATA/ATAPI-6, table 18).
+            (_, Some(drive)) if absent && drive.is_packet_device() => 0,
             (offset::STATUS_COMMAND | offset::ERROR_FEATURES, Some(_)) if absent => 0,
             (offset::STATUS_COMMAND, Some(drive)) => drive.status().bits(),
             // A busy drive shows its status in every register, as drives do (ATA/ATAPI-6, 7.15.6.1).
