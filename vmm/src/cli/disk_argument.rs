@@ -15,12 +15,12 @@ use disk::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot(usize);
 
-/// In the order of the chipset: primary master and slave, secondary master and slave.
-const SLOT_NAMES: [&str; Slot::COUNT] = ["hda", "hdb", "hdc", "hdd"];
-
 impl Slot {
     /// How many there are.
     pub const COUNT: usize = 4;
+
+    /// In the order of the chipset: primary master and slave, secondary master and slave.
+    pub const NAMES: [&str; Slot::COUNT] = ["hda", "hdb", "hdc", "hdd"];
 
     /// 0 is hda.
     pub fn index(self) -> usize {
@@ -29,7 +29,7 @@ impl Slot {
 
     /// `hda` to `hdd`.
     pub fn name(self) -> &'static str {
-        SLOT_NAMES[self.0]
+        Slot::NAMES[self.0]
     }
 }
 
@@ -216,7 +216,7 @@ fn parse_format(text: &str) -> Result<Format, DiskArgumentError> {
 }
 
 fn parse_slot(text: &str) -> Result<Slot, DiskArgumentError> {
-    SLOT_NAMES
+    Slot::NAMES
         .iter()
         .position(|name| *name == text)
         .map(Slot)

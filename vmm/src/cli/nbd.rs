@@ -16,7 +16,7 @@ use super::disk_argument::DiskArgument;
 use crate::nbd::job::{Capabilities, MAX_PAYLOAD};
 use crate::nbd::listener::{Listener, check_is_loopback};
 use crate::nbd::server::{self, Service};
-use crate::signals::TerminationSignals;
+use crate::signals::Signals;
 
 /// What requests had better be multiples of, in bytes: a page, and the block of most file systems.
 const PREFERRED_BLOCK: u32 = 4096;
@@ -91,7 +91,7 @@ pub fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     if let Some(address) = arguments.bind.filter(|_| !arguments.allow_remote) {
         check_is_loopback(address.ip())?;
     }
-    let signals = TerminationSignals::block()?;
+    let signals = Signals::block()?;
     let engine = Engine::new(EngineOptions { aio: arguments.aio }).context("Cannot start the disk engine")?;
     let outcome = serve_with(arguments, &engine, &signals);
     let closed = engine.close().context("Cannot close the image");
@@ -101,7 +101,7 @@ pub fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     }
 }
 
-fn serve_with(arguments: &Arguments, engine: &Engine, signals: &TerminationSignals) -> anyhow::Result<()> {
+fn serve_with(arguments: &Arguments, engine: &Engine, signals: &Signals) -> anyhow::Result<()> {
     let listener = match (&arguments.socket, arguments.bind) {
         (Some(path), _) => Listener::unix(path)?,
         (None, Some(address)) => Listener::tcp(address)?,

@@ -15,7 +15,7 @@ use super::connection::{Connection, Next};
 use super::finished::{Answer, Finished};
 use super::job::{Capabilities, Job};
 use super::listener::Listener;
-use crate::signals::TerminationSignals;
+use crate::signals::{Signals, Wish};
 
 /// When the server is told to end, clients get so long to take the replies to what they had in flight.
 const FAREWELL: Duration = Duration::from_secs(10);
@@ -51,7 +51,7 @@ pub fn serve(
     engine: &Engine,
     disk: Arc<dyn Disk>,
     listener: Listener,
-    signals: &TerminationSignals,
+    signals: &Signals,
     service: Service,
 ) -> anyhow::Result<()> {
     let server = Server {
@@ -91,7 +91,7 @@ struct Server<'a> {
     disk: Arc<dyn Disk>,
     /// `None` once no more clients are wanted.
     listener: Option<Listener>,
-    signals: &'a TerminationSignals,
+    signals: &'a Signals,
     service: Service,
     timer: OwnedFd,
     ticking: bool,
@@ -209,7 +209,10 @@ impl Server<'_> {
     }
 
     fn signalled(&mut self, ops: &mut EventOps) {
-        let Some(signal) = self.signals.read() else { return };
+        // There is no machine to go on with, and nothing is counted.
+        let Some(Wish::End(signal)) = self.signals.read() else {
+            return;
+        };
         tracing::info!(signal, "told to end");
         if self.farewell.is_some() {
             // Told twice: nobody is waited for but the disk.
