@@ -6,9 +6,11 @@ use disk::{Disk, SECTOR_SIZE};
 use vm_memory::GuestMemoryMmap;
 
 use crate::bus::{BusError, PortBus};
-use crate::ide::ata::{Drive, Identity, IdentityError};
+use crate::ide::ata;
 use crate::ide::channel::Channel;
 use crate::ide::controller::{BusMasterObserver, IdeController};
+use crate::ide::drive::Drive;
+use crate::ide::identity::{Identity, IdentityError};
 use crate::interrupt::InterruptLine;
 use crate::pci::configuration::{Address, CONFIGURATION_PORTS, ConfigurationPorts, PciFunction};
 use crate::pci::host_bridge::HostBridge;
@@ -193,5 +195,5 @@ fn build_drive(config: &DriveConfig, index: usize, accompanied: bool) -> Result<
         accompanied,
     )
     .map_err(|source| ChipsetError::Identity { slot, source })?;
-    Ok(Drive::new(identity, config.disk.clone()))
+    Ok(Drive::Disk(ata::Drive::new(identity, config.disk.clone())))
 }

@@ -2,11 +2,11 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use disk::{Buffer, BufferError, Command as DiskCommand, DiskError, Request, SECTOR_SIZE};
+use disk::{Buffer, BufferError, DiskError, Request};
 use vm_memory::GuestMemoryMmap;
 
-use super::ata::{DmaRequest, Drive};
 use super::bus_master::{BusMaster, Command as BusMasterCommand, Event, Status as BusMasterStatus};
+use super::drive::{DmaRequest, Drive, Step};
 use super::prd::{self, PrdError};
 use super::registers::{DEVICE_DEV, DeviceControl, Status, offset};
 use crate::bus::PortDevice;
@@ -63,7 +63,7 @@ impl Channel {
 
     /// Runs `access` on the channel, then does what its new state calls for: the disk request of the selected drive, a
     /// DMA transfer that can run now, and the interrupt line.
-    fn access<T>(&self, access: impl FnOnce(&mut State) -> (T, Option<DiskCommand>)) -> T {
+    fn access<T>(&self, access: impl FnOnce(&mut State) -> (T, Step)) -> T {
         let mut state = self.lock();
         let selected = state.selected;
         let (result, step) = access(&mut state);
@@ -85,7 +85,7 @@ impl Channel {
     }
 
     /// What every event ends with.
-    fn follow(&self, state: &mut State, index: usize, step: Option<DiskCommand>) {
+    fn follow(&self, state: &mut State, index: usize, step: Step) {
         self.submit(state, index, step);
         if let Some((index, step)) = state.run_dma() {
             self.submit(state, index, step);
@@ -93,12 +93,13 @@ impl Channel {
         state.drive_line();
     }
 
-    fn submit(&self, state: &mut State, index: usize, step: Option<DiskCommand>) {
-        let (Some(command), Some(drive)) = (step, &state.drives[index]) else {
+    fn submit(&self, state: &mut State, index: usize, step: Step) {
+        let Some(command) = step else { return };
+        let Some(disk) = state.drives[index].as_ref().and_then(Drive::disk) else {
             return;
         };
         let channel = self.itself.clone();
-        drive.disk().submit(Request {
+        disk.submit(Request {
             command,
             done: Box::new(move |outcome| {
                 if let Some(channel) = channel.upgrade() {
@@ -187,7 +188,7 @@ impl State {
 
     /// A write to the command block, but for the data register. Both drives take it; only the selected one has to be
     /// at rest (ATA/ATAPI-6, 7.2: the registers shall not be written while BSY or DRQ is set; it is ignored here).
-    fn write_register(&mut self, register: u16, value: u8) -> Option<DiskCommand> {
+    fn write_register(&mut self, register: u16, value: u8) -> Step {
         self.control.remove(DeviceControl::HOB);
         if register == offset::STATUS_COMMAND {
             return self.command(value);
@@ -206,7 +207,7 @@ impl State {
         None
     }
 
-    fn command(&mut self, opcode: u8) -> Option<DiskCommand> {
+    fn command(&mut self, opcode: u8) -> Step {
         if opcode == EXECUTE_DEVICE_DIAGNOSTIC && !self.engaged() {
             self.diagnose();
             return None;
@@ -273,7 +274,7 @@ enum DmaError {
 /// The bus master's work.
 impl State {
     /// Begins the DMA transfer for which drive and bus master are ready, in whichever order they became so.
-    fn run_dma(&mut self) -> Option<(usize, Option<DiskCommand>)> {
+    fn run_dma(&mut self) -> Option<(usize, Step)> {
         if !self.bus_master.active() || !self.mastering {
             return None;
         }
@@ -290,7 +291,7 @@ impl State {
                 return None;
             }
         };
-        // A table too short for a sector moves nothing; the drive goes on waiting.
+        // A table too short for a granule moves nothing; the drive goes on waiting.
         let step = if buffer.is_empty() { None } else { drive.run_dma(buffer) };
         if !drive.runs_dma() {
             self.end_dma();
@@ -298,13 +299,15 @@ impl State {
         Some((index, step))
     }
 
-    /// The memory for the next part of a transfer: all that is asked for, or as many whole sectors as the table has.
+    /// The memory for the next part of a transfer: all that is asked for, or as many whole granules as the table has.
     fn regions(&mut self, request: DmaRequest) -> Result<Buffer, DmaError> {
         if self.bus_master.command.contains(BusMasterCommand::TO_MEMORY) != request.to_memory {
             return Err(DmaError::Direction);
         }
         let mut regions = prd::read(&self.memory, self.bus_master.table, request.bytes)?;
-        regions.truncate(regions.length - regions.length % SECTOR_SIZE as usize);
+        if regions.length < request.bytes {
+            regions.truncate(regions.length - regions.length % request.granule);
+        }
         self.bus_master.last_of_table = regions.exhausted;
         Ok(Buffer::from_guest(&self.memory, regions.ranges)?)
     }
@@ -351,7 +354,7 @@ impl CommandBlock {
 
 impl State {
     /// One read of the data register, which is 16 bits wide: a byte read takes a word, and drops its high half.
-    fn read_data(&mut self, data: &mut [u8]) -> Option<DiskCommand> {
+    fn read_data(&mut self, data: &mut [u8]) -> Step {
         let mut word = [0; 2];
         let byte_wide = data.len() == 1;
         let target = if byte_wide { &mut word[..] } else { &mut *data };
@@ -363,7 +366,7 @@ impl State {
         step
     }
 
-    fn write_data(&mut self, data: &[u8]) -> Option<DiskCommand> {
+    fn write_data(&mut self, data: &[u8]) -> Step {
         self.control.remove(DeviceControl::HOB);
         let drive = self.selected()?;
         match *data {

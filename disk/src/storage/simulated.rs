@@ -11,7 +11,7 @@ use std::rc::Rc;
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
-use super::{Operation, Storage, Ticket, total_length};
+use super::{Operation, Run, Storage, Ticket, total_length};
 
 pub use crash::{CrashModel, CrashPoint, Platter};
 pub use fault::FaultKind;
@@ -286,6 +286,15 @@ impl Storage for SimulatedDisk {
 
     fn length(&self) -> io::Result<u64> {
         Ok(self.state.borrow().platter.current().len() as u64)
+    }
+
+    /// Nothing is a hole but what is beyond the end.
+    fn run(&self, offset: u64, length: u64) -> io::Result<Run> {
+        let stored = self.length()?.saturating_sub(offset);
+        Ok(Run {
+            is_hole: stored == 0,
+            length: if stored == 0 { length } else { length.min(stored) },
+        })
     }
 
     fn fresh_reads_zero(&self) -> bool {

@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use clap::CommandFactory;
 use clap::error::ErrorKind;
 use devices::chipset::DriveConfig;
-use disk::{Aio, Disk, Engine, EngineOptions, OpenOptions};
+use disk::{Aio, Disk, Engine, EngineOptions, InjectingDisk, OpenOptions, ThrottledDisk};
 use kvm_ioctls::Kvm;
 
 use super::Cli;
@@ -57,7 +57,9 @@ pub struct Arguments {
     /// Disk: PATH[,format=qcow2|raw][,slot=hda|hdb|hdc|hdd][,readonly][,root][,OPTION=VALUE]...; up to four
     ///
     /// Options, with QEMU's names and meaning, defaults first: cache=writeback|none|writethrough|directsync|unsafe,
-    /// discard=ignore|unmap, detect-zeroes=off|on|unmap.
+    /// discard=ignore|unmap, detect-zeroes=off|on|unmap; limits per second bps, bps_rd, bps_wr, iops, iops_rd, iops_wr, each also
+    /// with _max for bursts, and iops_size. For testing a guest: inject=read|write|flush|any[@FIRST[-LAST]]:eio|enospc|delay=MILLISECONDS[:skip=N][:times=N],
+    /// any number of times, in sectors.
     ///
     /// The format is qcow2 unless it is said; it is never guessed. Without a slot, disks take the free slots in order. With
     /// root, the kernel is told to mount the disk as its root. A comma in the path is written twice.
@@ -203,10 +205,21 @@ fn open_drives(slots: &[Option<&DiskArgument>; Slot::COUNT], engine: &Engine) ->
             ..OpenOptions::new(&argument.path, argument.format)
         })?;
         *drive = Some(Drive {
-            disk: Arc::new(Counted::new(disk)),
+            disk: Arc::new(Counted::new(decorated(disk, argument)?)),
         });
     }
     Ok(drives)
+}
+
+/// The disk behind what slows it down or makes it fail, if anything does.
+fn decorated(mut disk: Arc<dyn Disk>, argument: &DiskArgument) -> anyhow::Result<Arc<dyn Disk>> {
+    if !argument.injections.is_empty() {
+        disk = Arc::new(InjectingDisk::new(disk, &argument.injections));
+    }
+    if !argument.limits.is_unlimited() {
+        disk = Arc::new(ThrottledDisk::new(disk, &argument.limits)?);
+    }
+    Ok(disk)
 }
 
 fn drive_configs(drives: &Drives) -> [Option<DriveConfig>; Slot::COUNT] {
