@@ -177,6 +177,9 @@ impl CacheMemory {
         compiler_fence(Ordering::SeqCst);
         self.buffer.copy_from_slice(at, bytes);
         compiler_fence(Ordering::SeqCst);
+        if cfg!(debug_assertions) {
+            crate::simulation::memory::stored();
+        }
     }
 }
 

@@ -83,9 +83,13 @@ pub(crate) async fn open(opening: Opening) -> Result<Rc<Qcow2>, OpenCause> {
     let (mut l1, refcount_table, snapshots) = read_tables(&file, &header, length).await?;
     let image_end = length.next_multiple_of(header.cluster_size());
     check_not_truncated(&file, &header, &l1, &refcount_table, image_end).await?;
-    let recovers = !read_only && header.is_dirty();
+    // Version 2 has no dirty bit, so each time may be after a crash.
+    let recovers = !read_only && (header.is_dirty() || header.version < 3);
     if !read_only {
         if recovers {
+            // What a killed process wrote last may be in the page cache alone. A refcount must not get to the disk before the unlinking
+            // that it counts.
+            file.sync().await?;
             recover::rebuild_refcounts(&file, &header, &mut l1, &refcount_table, &snapshots).await?;
         }
         let (_, conflict) = MetadataMap::of(&header, &l1, &refcount_table, &snapshots);
