@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::ata::Statistics;
 use super::channel::{Channel, ChannelStateError, SavedChannel};
 use super::error_policy::StopObserver;
+use super::kernel_ports::DmaWatch;
 use super::ports::{BARS, DECODE_ENABLE, Decoded, IDETIM, NATIVE, is_native};
 use crate::bus::PortBus;
 use crate::interrupt::InterruptLine;
@@ -254,6 +255,11 @@ impl IdeController {
             channel.restore(saved)?;
         }
         Ok(())
+    }
+
+    /// What can be seen of both bus masters without a lock.
+    pub(crate) fn dma_watch(&self) -> DmaWatch {
+        DmaWatch(self.channels.clone())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

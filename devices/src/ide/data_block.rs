@@ -30,7 +30,22 @@ impl DataBlock {
         (self.bytes.len(), self.at)
     }
 
+    /// Whether it is a block of at most this many bytes.
+    pub(super) fn is_sound(&self, most: usize) -> bool {
+        self.at <= self.bytes.len() && self.bytes.len() <= most
+    }
+
+    /// Bytes that have not passed.
+    pub(super) fn remaining(&self) -> usize {
+        self.bytes.len() - self.at
+    }
+
     /// The content.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The content, taken out.
     pub(super) fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use vm_memory::GuestMemoryMmap;
 
 use super::ata::{self, Statistics};
+use super::atapi::{CdRom, SavedCdRom};
 use super::memory::Memory;
 use super::registers::{Status, TaskFile};
 
@@ -32,6 +33,8 @@ pub(super) struct DmaRequest {
 pub(super) enum SavedDrive {
     /// An ATA disk.
     Disk(Box<ata::SavedDrive>),
+    /// An ATAPI CD-ROM.
+    CdRom(Box<SavedCdRom>),
 }
 
 impl SavedDrive {
@@ -39,6 +42,7 @@ impl SavedDrive {
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::Disk(_) => "a disk",
+            Self::CdRom(_) => "a CD-ROM drive",
         }
     }
 }
@@ -58,6 +62,8 @@ pub enum DriveStateError {
 pub(crate) enum Drive {
     /// An ATA disk.
     Disk(ata::Drive),
+    /// An ATAPI CD-ROM.
+    CdRom(CdRom),
 }
 
 /// Calls the same method of whichever drive it is.
@@ -65,6 +71,7 @@ macro_rules! delegate {
     ($drive:expr, $method:ident($($argument:expr),*)) => {
         match $drive {
             Drive::Disk(drive) => drive.$method($($argument),*),
+            Drive::CdRom(drive) => drive.$method($($argument),*),
         }
     };
 }
@@ -75,6 +82,20 @@ impl Drive {
     pub(super) fn disk(&self) -> Option<&Arc<dyn Disk>> {
         match self {
             Self::Disk(drive) => Some(drive.disk()),
+            Self::CdRom(drive) => drive.disk(),
+        }
+    }
+
+    /// Whether it is a packet device.
+    pub(super) fn is_packet_device(&self) -> bool {
+        matches!(self, Self::CdRom(_))
+    }
+
+    /// The CD-ROM drive, if it is one.
+    pub(super) fn cd_rom_mut(&mut self) -> Option<&mut CdRom> {
+        match self {
+            Self::Disk(_) => None,
+            Self::CdRom(drive) => Some(drive),
         }
     }
 
@@ -153,23 +174,33 @@ impl Drive {
 
     /// The machine goes on: the request that waited for that is made again.
     pub(super) fn resume(&mut self) -> Step {
-        delegate!(self, resume())
+        match self {
+            Self::Disk(drive) => drive.resume(),
+            Self::CdRom(_) => None,
+        }
     }
 
     /// The error for which the drive wants the machine to stop.
     pub(super) fn stopped(&self) -> Option<&DiskError> {
-        delegate!(self, stopped())
+        match self {
+            Self::Disk(drive) => drive.stopped(),
+            Self::CdRom(_) => None,
+        }
     }
 
     /// Nobody can stop the machine: the guest gets the error.
     pub(super) fn report_stopped(&mut self) -> Step {
-        delegate!(self, report_stopped())
+        match self {
+            Self::Disk(drive) => drive.report_stopped(),
+            Self::CdRom(_) => None,
+        }
     }
 
     /// What a disk drive has done.
     pub(super) fn statistics(&self) -> Option<Statistics> {
         match self {
             Self::Disk(drive) => Some(*drive.statistics()),
+            Self::CdRom(_) => None,
         }
     }
 
@@ -177,6 +208,7 @@ impl Drive {
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::Disk(_) => "a disk",
+            Self::CdRom(_) => "a CD-ROM drive",
         }
     }
 
@@ -184,6 +216,7 @@ impl Drive {
     pub(super) fn save(&self) -> SavedDrive {
         match self {
             Self::Disk(drive) => SavedDrive::Disk(Box::new(drive.save())),
+            Self::CdRom(drive) => SavedDrive::CdRom(Box::new(drive.save())),
         }
     }
 
@@ -191,6 +224,8 @@ impl Drive {
     pub(super) fn restore(&mut self, saved: SavedDrive, memory: &GuestMemoryMmap) -> Result<Step, DriveStateError> {
         match (self, saved) {
             (Self::Disk(drive), SavedDrive::Disk(saved)) => drive.restore(*saved, memory),
+            (Self::CdRom(drive), SavedDrive::CdRom(saved)) => drive.restore(*saved, memory),
+            _ => Err(DriveStateError::Unsound("kind")),
         }
     }
 

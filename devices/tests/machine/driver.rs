@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use devices::bus::PortBus;
-use devices::chipset::{Chipset, ChipsetConfig, DriveConfig};
+use devices::chipset::{Chipset, ChipsetConfig, DriveConfig, Plugged};
 use devices::clock::ManualClock;
 use devices::ide::controller::IdeOptions;
 use devices::interrupt::CountingLine;
@@ -100,6 +100,27 @@ impl Machine {
         change: impl Fn(usize, &mut DriveConfig),
     ) -> Self {
         let clock = Arc::new(ManualClock::default());
+        let plugged = std::array::from_fn(|slot| {
+            let mut config = DriveConfig::new(disks[slot].clone()?, slot);
+            config.clock = clock.clone();
+            change(slot, &mut config);
+            Some(Plugged::Disk(config))
+        });
+        Self::build(plugged, disks, ide, clock)
+    }
+
+    /// Any drives, over these disks.
+    pub fn with_plugged(plugged: [Option<Plugged>; 4], disks: [Option<Arc<MemoryDisk>>; 4]) -> Self {
+        Self::build(plugged, disks, IdeOptions::default(), Arc::default())
+    }
+
+    /// Whatever is wanted. The drives' clock is `clock`.
+    pub fn build(
+        plugged: [Option<Plugged>; 4],
+        disks: [Option<Arc<MemoryDisk>>; 4],
+        ide: IdeOptions,
+        clock: Arc<ManualClock>,
+    ) -> Self {
         let pci_line = Arc::new(CountingLine::default());
         let ide = IdeOptions {
             pci_line: Some(pci_line.clone()),
@@ -114,18 +135,12 @@ impl Machine {
             Box::new(std::io::sink()),
             Box::new(|| {}),
         );
-        let drive = |slot: usize| {
-            let mut config = DriveConfig::new(disks[slot].clone()?, slot);
-            config.clock = clock.clone();
-            change(slot, &mut config);
-            Some(config)
-        };
         let chipset = Chipset::new(ChipsetConfig {
             memory: memory.clone(),
             bus: bus.clone(),
             ide_lines: [lines[0].clone(), lines[1].clone()],
             ide,
-            drives: [drive(0), drive(1), drive(2), drive(3)],
+            drives: plugged,
             serial,
             power: power.clone(),
         })
