@@ -42,6 +42,10 @@ impl Disk for Counted {
         self.disk.read_only()
     }
 
+    fn discarded_reads_as_zeros(&self) -> bool {
+        self.disk.discarded_reads_as_zeros()
+    }
+
     fn submit(&self, request: Request) {
         let Request { command, done } = request;
         self.in_flight.fetch_add(1, Ordering::SeqCst);

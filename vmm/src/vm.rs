@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use devices::bus::PortBus;
 use devices::chipset::{Chipset, ChipsetConfig, DriveConfig};
+use devices::ide::controller::IdeOptions;
 use devices::serial::{COM1_GSI, Serial};
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VmFd};
@@ -98,6 +99,7 @@ impl Vm {
                 Arc::new(EdgeLine::new(&fd, IDE_GSI[0])?),
                 Arc::new(EdgeLine::new(&fd, IDE_GSI[1])?),
             ],
+            ide: IdeOptions::default(),
             drives,
             serial: serial.clone(),
             power: config.power.clone(),

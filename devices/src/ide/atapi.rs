@@ -32,6 +32,7 @@ mod performance;
 mod phase;
 mod read;
 mod reset;
+mod saved;
 mod sector;
 mod sense;
 mod transfer;
@@ -44,6 +45,7 @@ use disk::Disk;
 
 use self::mode::Parameters;
 use self::phase::Phase;
+pub(super) use self::saved::SavedCdRom;
 use self::sense::Sense;
 use self::transfer_mode::TransferMode;
 pub(crate) use self::tray::Medium;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use disk::Disk;
+use serde::{Deserialize, Serialize};
 
 use super::sense::Sense;
 
@@ -71,7 +72,7 @@ impl Medium {
 }
 
 /// What GET EVENT STATUS NOTIFICATION tells of the medium (MMC-5, table 292).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum MediaEvent {
     /// Somebody pressed the eject button of a locked drive.
     EjectRequest = 1,
@@ -92,6 +93,51 @@ pub(super) struct Tray {
     changed: bool,
     /// Counts the times that a medium went or came.
     generation: u64,
+}
+
+/// The tray as it is saved. The medium itself is the host's.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) struct SavedTray {
+    /// Blocks of the medium that lies in it.
+    blocks: Option<u32>,
+    open: bool,
+    locked: bool,
+    event: Option<MediaEvent>,
+    changed: bool,
+    generation: u64,
+}
+
+impl Tray {
+    /// The state now.
+    pub(super) fn save(&self) -> SavedTray {
+        SavedTray {
+            blocks: self.medium.as_ref().map(Medium::blocks),
+            open: self.open,
+            locked: self.locked,
+            event: self.event,
+            changed: self.changed,
+            generation: self.generation,
+        }
+    }
+
+    /// Takes on a saved state. If another medium lies in the tray now, or none, the guest is told that it has changed.
+    pub(super) fn restore(&mut self, saved: SavedTray) {
+        self.open = saved.open;
+        self.locked = saved.locked;
+        self.event = saved.event;
+        self.changed = saved.changed;
+        // Far from the end of the numbers, whatever was saved.
+        self.generation = saved.generation.min(u64::MAX / 2);
+        if self.medium.as_ref().map(Medium::blocks) != saved.blocks {
+            self.generation += 1;
+            self.changed = self.medium.is_some();
+            self.event = Some(if self.medium.is_some() {
+                MediaEvent::NewMedia
+            } else {
+                MediaEvent::MediaRemoval
+            });
+        }
+    }
 }
 
 /// The host cannot change the medium: the guest has locked the tray. [`EjectOutcome::Requested`] is the way.
