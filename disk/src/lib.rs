@@ -29,7 +29,9 @@ mod block_status;
 mod buffer;
 mod cache_file;
 mod delay;
+mod direct;
 mod disk;
+mod doorbell;
 mod engine;
 #[doc(hidden)]
 pub mod five_steps;
@@ -42,11 +44,13 @@ mod open;
 mod options;
 mod qcow2;
 mod raw;
+mod readiness;
 pub mod simulation;
 mod storage;
 mod tasks;
 mod throttle;
 mod wait;
+mod workers;
 
 pub use block_status::{Extent, ExtentKind, Extents};
 pub use buffer::{Buffer, BufferError};

@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, OFlags, StatxFlags};
 
@@ -21,6 +22,9 @@ use crate::qcow2::{self, CachePlan, Opening};
 use crate::raw::Raw;
 use crate::storage::{AlignedStorage, ImageFile, Storage, file_length};
 use crate::tasks::Tasks;
+
+/// How long dirty metadata waits by default; as long as ext4's.
+const WRITE_BACK_AFTER: Duration = Duration::from_secs(5);
 
 /// The longest chain of backing files.
 const MAX_CHAIN: usize = 64;
@@ -49,6 +53,8 @@ pub struct OpenOptions {
     pub discard: Discard,
     /// Whether writes of zeros are stored as such.
     pub detect_zeroes: DetectZeroes,
+    /// How long dirty metadata may wait for a flush before it is written back by itself.
+    pub write_back_after: Duration,
     /// The id or name of an internal snapshot to read in place of what the disk holds now; only with `read_only`.
     pub snapshot: Option<String>,
 }
@@ -63,6 +69,7 @@ impl OpenOptions {
             cache: CacheMode::default(),
             discard: Discard::default(),
             detect_zeroes: DetectZeroes::default(),
+            write_back_after: WRITE_BACK_AFTER,
             snapshot: None,
         }
     }

@@ -12,6 +12,7 @@ mod discard;
 mod entry;
 pub(crate) mod header;
 mod map;
+mod mapped;
 mod mapping;
 mod open;
 mod order;

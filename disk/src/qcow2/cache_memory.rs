@@ -16,7 +16,7 @@ use super::cache::Class;
 use crate::Buffer;
 
 /// The largest slice, in bytes.
-const MAX_SLICE_SIZE: usize = 4096;
+pub(super) const MAX_SLICE_SIZE: usize = 4096;
 
 /// Fewer slots than this, and two requests could wait for each other's.
 const MIN_SLOTS: usize = 64;
