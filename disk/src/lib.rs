@@ -61,7 +61,7 @@ pub use inject::{InjectingDisk, Injection, InjectionError};
 pub use lock::LockError;
 pub use memory_disk::MemoryDisk;
 pub use open::{Format, OpenCause, OpenError, OpenOptions};
-pub use options::{CacheMode, DetectZeroes, Discard, OptionError};
+pub use options::{CacheMode, CacheSize, CacheSizeError, DetectZeroes, Discard, OptionError};
 pub use qcow2::cache_memory::CacheError;
 pub use qcow2::create::CreateOptions;
 pub use qcow2::header::{BackingReference, HeaderError};

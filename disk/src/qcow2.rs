@@ -25,6 +25,7 @@ pub(crate) mod resize;
 pub(crate) mod snapshot;
 mod snapshot_table;
 mod switch;
+mod token;
 mod tree;
 mod write;
 mod write_back;
@@ -48,7 +49,7 @@ use refcount::Refcounts;
 use snapshot_table::SnapshotRecord;
 use write_back::WriteBack;
 
-pub(crate) use open::{CachePlan, DEFAULT_CACHE_BYTES, Opening, open};
+pub(crate) use open::{CachePlan, Opening, check_left_behind, default_cache_bytes, open};
 
 /// An open qcow2 image.
 pub(crate) struct Qcow2 {

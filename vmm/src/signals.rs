@@ -53,6 +53,15 @@ impl AsRawFd for TerminationSignals {
     }
 }
 
+/// A write beyond the limit of file sizes (`ulimit -f`) fails with EFBIG from now on, which the guest or the policy for errors deals
+/// with; it does not kill the machine (setrlimit(2), RLIMIT_FSIZE).
+pub fn survive_file_size_limit() {
+    // SAFETY: to ignore a signal involves no code of ours.
+    if unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) } == libc::SIG_ERR {
+        tracing::warn!(error = %io::Error::last_os_error(), "a file size limit will kill this process");
+    }
+}
+
 fn is_ignored(signal: libc::c_int) -> bool {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: with no new action, sigaction only fills in `action`, which is large enough.
