@@ -71,6 +71,11 @@ impl CacheFile {
         self.path.symlink_metadata().is_ok()
     }
 
+    /// What a process left behind is in the image, or of no use.
+    pub(crate) fn discard(&self) {
+        self.remove();
+    }
+
     /// What a process left behind, if it is ours.
     pub(crate) fn read(&self) -> Result<Vec<u8>, CacheFileError> {
         self.read_checked().map_err(|reason| CacheFileError {

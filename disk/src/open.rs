@@ -27,7 +27,7 @@ use crate::tasks::Tasks;
 const WRITE_BACK_AFTER: Duration = Duration::from_secs(5);
 
 /// The longest chain of backing files.
-const MAX_CHAIN: usize = 64;
+pub(crate) const MAX_CHAIN: usize = 64;
 
 /// The format of an image. It is always said, never guessed: a guest could write another format's header into a raw disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -364,7 +364,7 @@ fn open_file(options: &OpenOptions, above: &mut Vec<(u64, u64)>) -> Result<File,
     Ok(file)
 }
 
-fn read_header(file: &File) -> Result<Header, OpenCause> {
+pub(crate) fn read_header(file: &File) -> Result<Header, OpenCause> {
     let mut bytes = vec![0; MAX_LENGTH];
     let mut length = 0;
     while length < bytes.len() {
@@ -379,7 +379,7 @@ fn read_header(file: &File) -> Result<Header, OpenCause> {
 }
 
 /// Where a backing file is, and its format. It is used as the image above it is.
-fn backing_options(above: &OpenOptions, reference: &BackingReference) -> Result<OpenOptions, OpenCause> {
+pub(crate) fn backing_options(above: &OpenOptions, reference: &BackingReference) -> Result<OpenOptions, OpenCause> {
     let name = reference.name.strip_prefix("file:").unwrap_or(&reference.name);
     if name.starts_with("json:") || name.contains("://") {
         return Err(OpenCause::BackingName(name.to_owned()));

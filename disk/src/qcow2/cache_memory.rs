@@ -15,6 +15,7 @@ use std::sync::atomic::{Ordering, compiler_fence};
 use super::cache::Class;
 use super::token::Token;
 use crate::Buffer;
+use crate::disk::Corruption;
 
 /// The largest slice, in bytes.
 pub(super) const MAX_SLICE_SIZE: usize = 4096;
@@ -109,6 +110,22 @@ pub(crate) struct Survivor {
     /// Where it belongs in the image file, in bytes.
     pub offset: u64,
     pub content: Vec<u8>,
+}
+
+impl Survivor {
+    /// It belongs into the image, whose clusters end before `image_end`, and not over the header.
+    pub(crate) fn check_within(&self, cluster_size: u64, image_end: u64) -> Result<(), Corruption> {
+        let end = self.offset + self.content.len() as u64;
+        if self.offset >= cluster_size && end <= image_end {
+            return Ok(());
+        }
+        Err(Corruption {
+            structure: "metadata cache",
+            at: self.offset,
+            found: end,
+            expected: "a slice within the image",
+        })
+    }
 }
 
 /// Why memory that was found is not used.

@@ -1,4 +1,4 @@
-//! Compressed clusters (qcow2 spec, "Compressed Clusters Descriptor"): read only; a write replaces them.
+//! Compressed clusters (qcow2 spec, "Compressed Clusters Descriptor"): read here; a write replaces them.
 
 use std::io::Read;
 use std::rc::Rc;
@@ -46,7 +46,7 @@ impl Qcow2 {
 }
 
 /// Fills `cluster` from `stored`. What follows the compressed data in `stored` is not part of it.
-fn decompress(algorithm: Compression, stored: &[u8], cluster: &mut [u8]) -> std::io::Result<()> {
+pub(super) fn decompress(algorithm: Compression, stored: &[u8], cluster: &mut [u8]) -> std::io::Result<()> {
     match algorithm {
         Compression::Deflate => flate2::read::DeflateDecoder::new(stored).read_exact(cluster),
         Compression::Zstd => zstd::stream::read::Decoder::with_buffer(stored)?.read_exact(cluster),

@@ -35,8 +35,11 @@ pub const INCOMPATIBLE_DIRTY: u64 = 1 << 0;
 /// Bit 1: the image is damaged and must not be written.
 pub const INCOMPATIBLE_CORRUPT: u64 = 1 << 1;
 const INCOMPATIBLE_EXTERNAL_DATA: u64 = 1 << 2;
-const INCOMPATIBLE_COMPRESSION_TYPE: u64 = 1 << 3;
+pub(super) const INCOMPATIBLE_COMPRESSION_TYPE: u64 = 1 << 3;
 const INCOMPATIBLE_EXTENDED_L2: u64 = 1 << 4;
+
+/// Bit 0 of the compatible features: refcounts may be brought up to date late.
+pub(super) const COMPATIBLE_LAZY_REFCOUNTS: u64 = 1 << 0;
 
 /// Where the size of the disk lies, followed by crypt_method and the places of the tables.
 const TABLES_AT: u64 = 24;
@@ -269,6 +272,11 @@ impl Header {
     /// Whether the image is marked as damaged.
     pub fn is_corrupt(&self) -> bool {
         self.incompatible_features & INCOMPATIBLE_CORRUPT != 0
+    }
+
+    /// Whether refcounts may be brought up to date late.
+    pub fn has_lazy_refcounts(&self) -> bool {
+        self.compatible_features & COMPATIBLE_LAZY_REFCOUNTS != 0
     }
 
     /// L1 entries that a disk of `size` bytes needs.

@@ -188,7 +188,16 @@ async fn read_tables(
 /// Makes the header say what it said when the snapshot was taken: that L1 table, and that size. It is never written so.
 async fn choose_snapshot(file: &ImageFile, header: &mut Header, wanted: &str, length: u64) -> Result<(), OpenCause> {
     let snapshots = snapshot_table::read_table(file, header, length).await?;
-    let found = snapshot::find(&snapshots, wanted).map(|index| &snapshots[index]);
+    point_at_snapshot(header, &snapshots, wanted)
+}
+
+/// As above, with the snapshots at hand.
+pub(super) fn point_at_snapshot(
+    header: &mut Header,
+    snapshots: &[SnapshotRecord],
+    wanted: &str,
+) -> Result<(), OpenCause> {
+    let found = snapshot::find(snapshots, wanted).map(|index| &snapshots[index]);
     let record = found.ok_or_else(|| OpenCause::NoSuchSnapshot(wanted.to_owned()))?;
     header.l1_table_offset = record.l1_table_offset;
     header.l1_size = record.l1_size;

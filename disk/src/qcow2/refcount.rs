@@ -59,7 +59,7 @@ enum Place {
 }
 
 /// Reads entry `index` of packed refcounts of `1 << order` bits.
-pub(super) fn get_refcount(bytes: &[u8], index: usize, order: u32) -> u64 {
+pub(crate) fn get_refcount(bytes: &[u8], index: usize, order: u32) -> u64 {
     match order {
         0..=2 => {
             let bits = 1 << order;
@@ -76,7 +76,7 @@ pub(super) fn get_refcount(bytes: &[u8], index: usize, order: u32) -> u64 {
 }
 
 /// Writes entry `index` of packed refcounts of `1 << order` bits. `value` fits.
-pub(super) fn set_refcount(bytes: &mut [u8], index: usize, order: u32, value: u64) {
+pub(crate) fn set_refcount(bytes: &mut [u8], index: usize, order: u32, value: u64) {
     match order {
         0..=2 => {
             let bits = 1 << order;

@@ -4,19 +4,23 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 
-use disk::{CacheMode, DetectZeroes, Discard, Format, Injection, InjectionError, LimitError, Limits, OptionError};
+use disk::{
+    CacheMode, DetectZeroes, Discard, Disk, Format, InjectingDisk, Injection, InjectionError, LimitError, Limits,
+    OpenOptions, OptionError, ThrottledDisk,
+};
 
 /// Where an IDE drive is plugged in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot(usize);
 
-/// In the order of the chipset: primary master and slave, secondary master and slave.
-const SLOT_NAMES: [&str; Slot::COUNT] = ["hda", "hdb", "hdc", "hdd"];
-
 impl Slot {
     /// How many there are.
     pub const COUNT: usize = 4;
+
+    /// In the order of the chipset: primary master and slave, secondary master and slave.
+    pub const NAMES: [&str; Slot::COUNT] = ["hda", "hdb", "hdc", "hdd"];
 
     /// 0 is hda.
     pub fn index(self) -> usize {
@@ -25,7 +29,7 @@ impl Slot {
 
     /// `hda` to `hdd`.
     pub fn name(self) -> &'static str {
-        SLOT_NAMES[self.0]
+        Slot::NAMES[self.0]
     }
 }
 
@@ -171,6 +175,31 @@ impl FromStr for DiskArgument {
     }
 }
 
+impl DiskArgument {
+    /// How to open the image.
+    pub fn open_options(&self) -> OpenOptions {
+        OpenOptions {
+            read_only: self.read_only,
+            cache: self.cache,
+            discard: self.discard,
+            detect_zeroes: self.detect_zeroes,
+            cache_size: self.cache_size,
+            ..OpenOptions::new(&self.path, self.format)
+        }
+    }
+
+    /// The disk behind what slows it down or makes it fail, if anything does.
+    pub fn decorated(&self, mut disk: Arc<dyn Disk>) -> anyhow::Result<Arc<dyn Disk>> {
+        if !self.injections.is_empty() {
+            disk = Arc::new(InjectingDisk::new(disk, &self.injections));
+        }
+        if !self.limits.is_unlimited() {
+            disk = Arc::new(ThrottledDisk::new(disk, &self.limits)?);
+        }
+        Ok(disk)
+    }
+}
+
 /// Splits at single commas; a double comma is a comma.
 fn split_fields(text: &str) -> Vec<String> {
     let mut fields = vec![String::new()];
@@ -201,7 +230,7 @@ fn parse_format(text: &str) -> Result<Format, DiskArgumentError> {
 }
 
 fn parse_slot(text: &str) -> Result<Slot, DiskArgumentError> {
-    SLOT_NAMES
+    Slot::NAMES
         .iter()
         .position(|name| *name == text)
         .map(Slot)
