@@ -31,6 +31,8 @@ mod delay;
 mod disk;
 mod engine;
 #[doc(hidden)]
+pub mod failpoint;
+#[doc(hidden)]
 pub mod five_steps;
 mod image;
 mod in_flight;

@@ -14,6 +14,7 @@ use super::snapshot_table::{self, SnapshotRecord};
 use super::write_back::WriteBack;
 use super::{Qcow2, recover};
 use crate::disk::Corruption;
+use crate::failpoint::{self, Point};
 use crate::image::Image;
 use crate::open::OpenCause;
 use crate::storage::ImageFile;
@@ -103,6 +104,9 @@ pub(crate) async fn open(opening: Opening) -> Result<Rc<Qcow2>, OpenCause> {
     };
     let (metadata, _) = MetadataMap::of(&header, &l1, &refcount_table, &snapshots);
     let memory = CacheMemory::format(buffer, shape, cache.identity);
+    if let Some(lasting) = &lasting {
+        lasting.publish().map_err(OpenCause::CacheMemory)?;
+    }
     let image = Rc::new(Qcow2 {
         tasks,
         file,
@@ -189,6 +193,7 @@ async fn prepare_header(file: &ImageFile, header: &mut Header) -> Result<(), Dis
         header.autoclear_features = 0;
     }
     header.incompatible_features |= INCOMPATIBLE_DIRTY;
+    failpoint::hit(Point::DirtyBitSet);
     header.write_features(file).await?;
     file.sync().await
 }
