@@ -1,6 +1,7 @@
 //! A virtual machine: what is built, in which order, and how it is taken down.
 
 use std::cell::Cell;
+use std::fs::File;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -33,6 +34,8 @@ const IDE_GSI: [u32; 2] = [14, 15];
 pub struct VmConfig {
     /// RAM.
     pub memory: MemorySize,
+    /// The file that is the RAM, if it is not the machine's own.
+    pub memory_file: Option<Arc<File>>,
     /// Number of CPUs.
     pub cpus: u8,
     /// Disks: hda, hdb, hdc, hdd.
@@ -78,8 +81,8 @@ impl Vm {
     /// Builds a machine on `kvm`, with `payload` loaded.
     pub fn new(kvm: &Kvm, config: VmConfig, payload: &Payload) -> anyhow::Result<Self> {
         let fd = Arc::new(kvm.create_vm().context("KVM refuses to make a virtual machine")?);
-        let memory =
-            memory::allocate(config.memory).with_context(|| format!("Cannot map {} of guest memory", config.memory))?;
+        let memory = memory::allocate(config.memory, config.memory_file.as_ref())
+            .with_context(|| format!("Cannot map {} of guest memory", config.memory))?;
         kvm_memory::register(&fd, &memory)?;
         create_interrupt_controllers(&fd)?;
         let bus = Arc::new(PortBus::default());

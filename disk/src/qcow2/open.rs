@@ -15,6 +15,7 @@ use super::token::Token;
 use super::write_back::WriteBack;
 use super::{Qcow2, recover, token};
 use crate::disk::Corruption;
+use crate::failpoint::{self, Point};
 use crate::image::Image;
 use crate::open::OpenCause;
 use crate::storage::ImageFile;
@@ -140,6 +141,9 @@ pub(crate) async fn open(opening: Opening) -> Result<Rc<Qcow2>, OpenCause> {
     };
     let (metadata, _) = MetadataMap::of(&header, &l1, &refcount_table, &snapshots);
     let memory = CacheMemory::format(buffer, shape, of_image(cache.identity, &header));
+    if let Some(lasting) = &lasting {
+        lasting.publish().map_err(OpenCause::CacheMemory)?;
+    }
     let image = Rc::new(Qcow2 {
         tasks,
         file,
@@ -238,6 +242,7 @@ async fn prepare_header(file: &ImageFile, header: &mut Header, new_token: Option
         header.autoclear_features = 0;
     }
     header.incompatible_features |= INCOMPATIBLE_DIRTY;
+    failpoint::hit(Point::DirtyBitSet);
     header.write_features(file).await?;
     file.sync().await
 }

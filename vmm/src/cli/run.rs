@@ -1,5 +1,6 @@
 //! `spindle run`: from arguments to the end of the machine.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -79,6 +80,10 @@ pub struct Arguments {
     /// Memory of the guest, for example 512M or 2G
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     pub memory: MemorySize,
+
+    /// For tests: the file that is the guest's memory, as long as that and shared with whoever else maps it
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub memory_file: Option<PathBuf>,
 
     /// Console of the guest: stdio, file:PATH or null
     #[arg(long, value_name = "CONSOLE", default_value = "stdio")]
@@ -187,10 +192,15 @@ fn with_disks(
     // Last, so that whatever fails before prints on a terminal that is as it was.
     let mut console = Console::open(&arguments.console)?;
     let milestones = Arc::new(Milestones::since(start));
+    let memory_file = arguments.memory_file.as_deref();
+    let memory_file = memory_file
+        .map(|path| open_memory_file(path, arguments.memory))
+        .transpose()?;
     let ending = loop {
         let power = Arc::new(PowerSwitch::new()?);
         let config = VmConfig {
             memory: arguments.memory,
+            memory_file: memory_file.clone(),
             cpus: arguments.cpus,
             drives: drive_configs(&drives),
             output: console.output.clone(),
@@ -234,6 +244,17 @@ fn report_metrics(metrics: &Metrics, path: Option<&Path>) {
         }
         None => eprintln!("{:#}", metrics.report()),
     }
+}
+
+/// A shorter file would be a SIGBUS at the guest's first step beyond its end.
+fn open_memory_file(path: &Path, memory: MemorySize) -> anyhow::Result<Arc<File>> {
+    let cannot = || format!("Cannot use {} as the guest's memory", path.display());
+    let file = File::options().read(true).write(true).open(path).with_context(cannot)?;
+    let length = file.metadata().with_context(cannot)?.len();
+    if length < memory.bytes() {
+        bail!("{}: it has {length} bytes and must have {}", cannot(), memory.bytes());
+    }
+    Ok(Arc::new(file))
 }
 
 fn open_drives(
