@@ -8,11 +8,13 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use clap::CommandFactory;
 use clap::error::ErrorKind;
-use devices::chipset::DriveConfig;
-use disk::{Aio, Disk, Engine, EngineOptions};
+use devices::chipset::{CdRomConfig, DriveConfig, Plugged};
+use devices::ide::cd_rom_handle::Medium;
+use disk::{Aio, Engine, EngineOptions};
 use kvm_ioctls::Kvm;
 
 use super::Cli;
+use super::cd_rom_argument::CdRomArgument;
 use super::disk_argument::{DiskArgument, Slot, assign_slots, root_device};
 use crate::boot::{CommandLine, Guest, Initrd, Kernel, Payload};
 use crate::console::{Console, ConsoleTarget};
@@ -69,6 +71,13 @@ pub struct Arguments {
     #[arg(long = "disk", value_name = "DISK")]
     pub disks: Vec<DiskArgument>,
 
+    /// CD-ROM drive, and the image of the disc in it: [PATH][,slot=hda|hdb|hdc|hdd][,inject=...]
+    ///
+    /// Without a PATH the drive is empty. The image is raw, as an ISO 9660 file system is, and is not written to. Without a
+    /// slot, the drive is hdc. On a terminal, Ctrl-A e presses its eject button.
+    #[arg(long, value_name = "CDROM", num_args = 0..=1, default_missing_value = "")]
+    pub cdrom: Option<CdRomArgument>,
+
     /// How disk operations reach the host: io_uring or threads
     #[arg(long, value_name = "AIO", default_value_t)]
     pub aio: Aio,
@@ -114,13 +123,30 @@ pub struct Arguments {
 /// The disks that are plugged in: hda to hdd.
 type Drives = [Option<Drive>; Slot::COUNT];
 
-struct Drive {
-    disk: Arc<Counted>,
+enum Drive {
+    Disk(Arc<Counted>),
+    /// With a medium and the disk that it is read through, or empty.
+    CdRom(Option<(Arc<Counted>, Medium)>),
+}
+
+impl Drive {
+    /// Whether nothing is in flight.
+    fn is_idle(&self) -> bool {
+        match self {
+            Self::Disk(disk) => disk.is_idle(),
+            Self::CdRom(loaded) => loaded.as_ref().is_none_or(|(disk, _)| disk.is_idle()),
+        }
+    }
+}
+
+/// Where the CD-ROM drive is, if there is one.
+fn cd_rom_slot(arguments: &Arguments) -> Option<Slot> {
+    arguments.cdrom.as_ref().map(|argument| argument.slot)
 }
 
 /// Runs a machine as `arguments` say, and returns how it ended. `start` is when the process started.
 pub fn run(arguments: &Arguments, start: Instant) -> Ending {
-    let slots = assign_slots(&arguments.disks).unwrap_or_else(|error| {
+    let slots = assign_slots(&arguments.disks, cd_rom_slot(arguments)).unwrap_or_else(|error| {
         Cli::command()
             .error(ErrorKind::ValueValidation, format!("--disk: {error}"))
             .exit()
@@ -188,7 +214,10 @@ fn with_disks(
         // A file that cannot be written is better known before the guest has run.
         metrics.write(path)?;
     }
-    let drives = open_drives(slots, engine, &metrics)?;
+    let mut drives = open_drives(slots, engine, &metrics)?;
+    if let Some(argument) = &arguments.cdrom {
+        drives[argument.slot.index()] = Some(open_cd_rom(argument, engine, &metrics)?);
+    }
     // Last, so that whatever fails before prints on a terminal that is as it was.
     let mut console = Console::open(&arguments.console)?;
     let milestones = Arc::new(Milestones::since(start));
@@ -202,7 +231,7 @@ fn with_disks(
             memory: arguments.memory,
             memory_file: memory_file.clone(),
             cpus: arguments.cpus,
-            drives: drive_configs(&drives),
+            drives: plugged(&drives),
             output: console.output.clone(),
             input_room: console.input.room().clone(),
             power: power.clone(),
@@ -221,7 +250,7 @@ fn with_disks(
             .take_ending()
             .context("The machine stopped without saying why; this is a bug in spindle")?;
         // What the machine has in flight is done before anything else happens to the disks.
-        event_loop::run_engine_until(engine, || drives.iter().flatten().all(|drive| drive.disk.is_idle()))?;
+        event_loop::run_engine_until(engine, || drives.iter().flatten().all(Drive::is_idle))?;
         match ending {
             Ending::Reset if !arguments.no_reboot => tracing::info!("guest reset: rebooting"),
             ending => break ending,
@@ -266,17 +295,31 @@ fn open_drives(
     for ((drive, slot), name) in drives.iter_mut().zip(slots).zip(Slot::NAMES) {
         let Some(argument) = slot else { continue };
         let disk = engine.open(&argument.open_options())?;
-        *drive = Some(Drive {
-            disk: Arc::new(Counted::new(argument.decorated(disk)?, metrics.disk(name))),
-        });
+        let counted = Counted::new(argument.decorated(disk)?, metrics.disk(name));
+        *drive = Some(Drive::Disk(Arc::new(counted)));
     }
     Ok(drives)
 }
 
-fn drive_configs(drives: &Drives) -> [Option<DriveConfig>; Slot::COUNT] {
+/// The CD-ROM drive and the disc that lies in it at first.
+fn open_cd_rom(argument: &CdRomArgument, engine: &Engine, metrics: &Metrics) -> anyhow::Result<Drive> {
+    let Some(path) = &argument.path else {
+        return Ok(Drive::CdRom(None));
+    };
+    let disk = argument.decorated(engine.open(&CdRomArgument::open_options(path))?);
+    let counted = Arc::new(Counted::new(disk, metrics.disk(argument.slot.name())));
+    let medium = Medium::new(counted.clone()).with_context(|| format!("{} is no image of a disc", path.display()))?;
+    Ok(Drive::CdRom(Some((counted, medium))))
+}
+
+fn plugged(drives: &Drives) -> [Option<Plugged>; Slot::COUNT] {
     std::array::from_fn(|index| {
-        let drive = drives[index].as_ref()?;
-        let disk: Arc<dyn Disk> = drive.disk.clone();
-        Some(DriveConfig::new(disk, index))
+        Some(match drives[index].as_ref()? {
+            Drive::Disk(disk) => Plugged::Disk(DriveConfig::new(disk.clone(), index)),
+            Drive::CdRom(loaded) => {
+                let medium = loaded.as_ref().map(|(_, medium)| medium.clone());
+                Plugged::CdRom(CdRomConfig::new(medium, index))
+            }
+        })
     })
 }
