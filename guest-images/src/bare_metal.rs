@@ -4,6 +4,8 @@
 //! uses plain integer instructions only, so that it runs even where KVM emulates the guest instruction by instruction.
 //! Registers are scratch between steps.
 
+pub mod libata;
+
 use iced_x86::IcedError;
 use iced_x86::code_asm::{CodeAssembler, al, ax, byte_ptr, dword_ptr, dx, eax, ecx, edi, edx, esi};
 

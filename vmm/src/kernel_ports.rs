@@ -199,8 +199,7 @@ impl KernelPorts {
             let mut pass = ring.pass();
             // Another thread may have moved a drive on since the caller looked; whoever comes last looks last.
             let closed = closed || self.watch.start_awaited();
-            self.metrics
-                .latched(pass.set_closed(closed, |write| self.apply(write)));
+            self.metrics.latched(pass.set_closed(closed, |write| self.apply(write)));
         }
     }
 

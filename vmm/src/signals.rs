@@ -54,13 +54,13 @@ impl Signals {
         let mut info = [0; size_of::<libc::signalfd_siginfo>()];
         match rustix::io::read(&self.0, &mut info) {
             // `ssi_signo` comes first.
-            Ok(count) if count == info.len() => info
-                .first_chunk::<4>()
-                .map(|number| match i32::from_ne_bytes(*number) {
+            Ok(count) if count == info.len() => {
+                info.first_chunk::<4>().map(|number| match i32::from_ne_bytes(*number) {
                     libc::SIGCONT => Wish::Continue,
                     libc::SIGUSR1 => Wish::Metrics,
                     signal => Wish::End(signal),
-                }),
+                })
+            }
             _ => None,
         }
     }

@@ -7,11 +7,10 @@ use std::fs;
 use std::path::Path;
 
 use devices::piix4::power_management::{PM1A_CONTROL_PORT, SLEEP_TYPE_S5};
+use guest_images::bare_metal::libata::{self, Channel, Direction};
 use guest_images::bare_metal::{BareMetalGuest, ENTRY_ADDRESS, Mode, PowerOff};
 use iced_x86::IcedError;
-use iced_x86::code_asm::{
-    CodeAssembler, CodeLabel, al, cr0, ds, dword_ptr, dx, eax, edi, edx, es, ptr, registers::ax, ss,
-};
+use iced_x86::code_asm::{CodeAssembler, CodeLabel, cr0, ds, dword_ptr, eax, edi, es, ptr, registers::ax, ss};
 use serde_json::Value;
 
 use spindle::{Outcome, Spindle};
@@ -26,138 +25,49 @@ const EXIT_OPTIONS: [&str; 4] = [
 
 /// How many commands a test makes of each kind.
 const COMMANDS: u32 = 50;
-const SECTORS: u8 = 8;
+const SECTORS: u16 = 8;
 const DWORDS: u32 = SECTORS as u32 * 512 / 4;
 /// How much of it is compared; comparing is what takes time where KVM emulates the guest.
 const COMPARED_DWORDS: u32 = DWORDS / 8;
 
-/// A channel, and memory for its driver.
+/// A channel, and where its data is.
 #[derive(Clone, Copy)]
-struct Channel {
-    block: u16,
-    control: u16,
-    bus_master: u16,
-    table: u32,
-    counter: u32,
-    lba: u32,
+struct Disk {
+    channel: Channel,
     pattern: u32,
     buffer: u32,
 }
 
-const PRIMARY: Channel = Channel {
-    block: 0x1f0,
-    control: 0x3f6,
-    bus_master: 0xc000,
-    table: 0x20_0000,
-    counter: 0x20_0100,
-    lba: 0x20_0104,
+const PRIMARY: Disk = Disk {
+    channel: Channel::PRIMARY,
     pattern: 0x40_0000,
     buffer: 0x41_0000,
 };
 
-const SECONDARY: Channel = Channel {
-    block: 0x170,
-    control: 0x376,
-    bus_master: 0xc008,
-    table: 0x21_0000,
-    counter: 0x21_0100,
-    lba: 0x21_0104,
+const SECONDARY: Disk = Disk {
+    channel: Channel::SECONDARY,
     pattern: 0x42_0000,
     buffer: 0x43_0000,
 };
 
 const READ_DMA: u8 = 0xc8;
-const WRITE_DMA: u8 = 0xca;
 const TO_MEMORY: u8 = 1 << 3;
 const START: u8 = 1 << 0;
-const INTERRUPT: u8 = 1 << 2;
 
-fn in8(guest: &mut BareMetalGuest, port: u16) -> Result<(), IcedError> {
-    guest.assembler().mov(edx, u32::from(port))?;
-    guest.assembler().in_(al, dx)
-}
-
-/// One DMA command as Linux's libata makes it for LBA28: 13 reads and 13 writes. The address is in memory at
-/// `channel.lba`. Instead of an interrupt, the bus master's status is read until it shows one: further reads of that port.
-fn linux_command(guest: &mut BareMetalGuest, channel: Channel, opcode: u8, buffer: u32) -> Result<(), IcedError> {
-    let Channel {
-        block,
-        control,
-        bus_master,
-        table,
-        ..
-    } = channel;
-    let direction = if opcode == READ_DMA { TO_MEMORY } else { 0 };
-    guest.store32(table, buffer)?;
-    guest.store32(table + 4, u32::from(SECTORS) * 512 | 1 << 31)?;
-    in8(guest, block + 7)?;
-    guest.out8(block + 6, 0xa0)?;
-    in8(guest, control)?;
-    in8(guest, block + 7)?;
-    guest.out8(block + 1, 0)?;
-    guest.out8(block + 2, SECTORS)?;
-    for (port, shift) in [(block + 3, 0), (block + 4, 8), (block + 5, 16)] {
-        let assembler = guest.assembler();
-        assembler.mov(edi, channel.lba)?;
-        assembler.mov(eax, dword_ptr(edi))?;
-        assembler.shr(eax, shift)?;
-        assembler.mov(edx, u32::from(port))?;
-        assembler.out(dx, al)?;
-    }
-    guest.out8(block + 6, 0xe0)?;
-    in8(guest, block + 7)?;
-    guest.out32(bus_master + 4, table)?;
-    in8(guest, bus_master)?;
-    guest.out8(bus_master, direction)?;
-    guest.out8(block + 7, opcode)?;
-    in8(guest, control)?;
-    in8(guest, bus_master)?;
-    guest.out8(bus_master, direction | START)?;
-    // The interrupt.
-    guest.poll8(bus_master + 2, INTERRUPT, INTERRUPT)?;
-    guest.expect8(bus_master, START, START, "the start bit during the interrupt")?;
-    guest.out8(bus_master, direction)?;
-    in8(guest, control)?;
-    guest.expect8(control, 0x88, 0, "busy after the interrupt")?;
-    guest.expect8(block + 7, 0xff, 0x50, "status after the command")?;
-    guest.expect8(bus_master + 2, 0x07, INTERRUPT, "bus-master status after the command")?;
-    guest.out8(bus_master + 2, INTERRUPT)
-}
-
-/// Runs `body` `count` times, with a counter in memory.
-fn repeat(
-    guest: &mut BareMetalGuest,
-    counter: u32,
-    count: u32,
-    body: impl FnOnce(&mut BareMetalGuest) -> Result<(), IcedError>,
-) -> Result<(), IcedError> {
-    guest.store32(counter, count)?;
-    let mut again = guest.assembler().create_label();
-    guest.assembler().set_label(&mut again)?;
-    // A label needs an instruction of its own.
-    guest.assembler().nop()?;
-    body(guest)?;
-    let assembler = guest.assembler();
-    assembler.mov(edi, counter)?;
-    assembler.dec(dword_ptr(edi))?;
-    assembler.jne(again)
-}
-
-/// Writes and reads back `COMMANDS` blocks of different content, at different places.
-fn write_and_read_back(guest: &mut BareMetalGuest, channel: Channel, commands: u32) -> Result<(), IcedError> {
-    guest.fill32(channel.pattern, DWORDS, channel.pattern, 0x0101_0107)?;
-    guest.store32(channel.lba, 0)?;
-    repeat(guest, channel.counter, commands, |guest| {
+/// Writes and reads back `count` blocks of different content, at different places.
+fn write_and_read_back(guest: &mut BareMetalGuest, disk: Disk, count: u32) -> Result<(), IcedError> {
+    let channel = disk.channel;
+    guest.fill32(disk.pattern, DWORDS, disk.pattern, 0x0101_0107)?;
+    guest.store32(channel.lba(), 0)?;
+    libata::repeat(guest, channel, count, |guest| {
+        libata::advance(guest, channel, SECTORS, 1 << 15)?;
         // No block is like another: its first words say where it is.
         let assembler = guest.assembler();
-        assembler.mov(edi, channel.lba)?;
-        assembler.add(dword_ptr(edi), u32::from(SECTORS))?;
-        assembler.mov(eax, dword_ptr(edi))?;
-        assembler.mov(edi, channel.pattern)?;
+        assembler.mov(edi, disk.pattern)?;
         assembler.mov(dword_ptr(edi), eax)?;
-        linux_command(guest, channel, WRITE_DMA, channel.pattern)?;
-        linux_command(guest, channel, READ_DMA, channel.buffer)?;
-        guest.expect_equal32(channel.pattern, channel.buffer, COMPARED_DWORDS, "what was read back")
+        libata::transfer(guest, channel, Direction::Write, SECTORS, disk.pattern)?;
+        libata::transfer(guest, channel, Direction::Read, SECTORS, disk.buffer)?;
+        guest.expect_equal32(disk.pattern, disk.buffer, COMPARED_DWORDS, "what was read back")
     })
 }
 
@@ -227,7 +137,9 @@ fn a_dma_command_of_linux_takes_fourteen_exits() {
         );
         let writes: u64 = exits
             .iter()
-            .filter(|((port, direction), _)| direction == "out" && (port.starts_with("0x1f") || port.starts_with("0xc00")))
+            .filter(|((port, direction), _)| {
+                direction == "out" && (port.starts_with("0x1f") || port.starts_with("0xc00"))
+            })
             .map(|(_, count)| count)
             .sum();
         if spindle::kernel_serves_ports() {
@@ -338,23 +250,29 @@ fn two_cpus_on_two_channels_do_not_disturb_each_other() {
 fn a_stop_comes_after_the_start_before_it() {
     let image = guest(|guest| {
         write_and_read_back(guest, PRIMARY, 1)?;
-        repeat(guest, PRIMARY.counter, COMMANDS, |guest| {
+        libata::repeat(guest, Channel::PRIMARY, COMMANDS, |guest| {
             guest.store32(PRIMARY.buffer, 0)?;
-            for (port, value) in [(0x1f2, SECTORS), (0x1f3, 0), (0x1f4, 0), (0x1f5, 0), (0x1f6, 0xe0)] {
+            for (port, value) in [
+                (0x1f2, SECTORS as u8),
+                (0x1f3, 0),
+                (0x1f4, 0),
+                (0x1f5, 0),
+                (0x1f6, 0xe0),
+            ] {
                 guest.out8(port, value)?;
             }
-            guest.out32(PRIMARY.bus_master + 4, PRIMARY.table)?;
+            guest.out32(Channel::PRIMARY.bus_master + 4, Channel::PRIMARY.memory)?;
             guest.out8(0x1f7, READ_DMA)?;
-            guest.out8(PRIMARY.bus_master, TO_MEMORY | START)?;
-            guest.out8(PRIMARY.bus_master, TO_MEMORY)?;
-            guest.expect8(PRIMARY.bus_master, START, 0, "the start bit after a stop")?;
-            guest.expect8(PRIMARY.bus_master + 2, START, 0, "active after a stop")?;
+            guest.out8(Channel::PRIMARY.bus_master, TO_MEMORY | START)?;
+            guest.out8(Channel::PRIMARY.bus_master, TO_MEMORY)?;
+            guest.expect8(Channel::PRIMARY.bus_master, START, 0, "the start bit after a stop")?;
+            guest.expect8(Channel::PRIMARY.bus_master + 2, START, 0, "active after a stop")?;
             // A reset ends it, once a transfer that had begun has.
             guest.out8(0x3f6, 1 << 2)?;
             guest.out8(0x3f6, 0)?;
             guest.poll8(0x3f6, 0x80, 0)?;
-            guest.expect8(PRIMARY.bus_master, START, 0, "the start bit after a reset")?;
-            guest.out8(PRIMARY.bus_master + 2, 0x06)
+            guest.expect8(Channel::PRIMARY.bus_master, START, 0, "the start bit after a reset")?;
+            guest.out8(Channel::PRIMARY.bus_master + 2, 0x06)
         })?;
         guest.print("OK\n")?;
         guest.power_off()
@@ -362,7 +280,10 @@ fn a_stop_comes_after_the_start_before_it() {
     for options in EXIT_OPTIONS {
         let disk = spindle::qcow2(16 << 20);
 
-        let outcome = Spindle::new(&image).disk(disk.path()).arguments(&["--exits", options]).run();
+        let outcome = Spindle::new(&image)
+            .disk(disk.path())
+            .arguments(&["--exits", options])
+            .run();
 
         passed(&outcome);
     }
@@ -378,7 +299,7 @@ fn latched_writes_read_back() {
                 guest.expect8(port, 0xff, value, "a register that was just written")?;
             }
         }
-        repeat(guest, PRIMARY.counter, 400, |guest| {
+        libata::repeat(guest, Channel::PRIMARY, 400, |guest| {
             guest.out8(0x1f2, 1)?;
             guest.out8(0x1f3, 2)
         })?;
@@ -395,8 +316,11 @@ fn latched_writes_read_back() {
             guest.expect8(port, 0xff, value, "the table's address after a move")?;
         }
         guest.expect8(0xc004, 0xff, 0xff, "the old place")?;
-        let moved = Channel {
-            bus_master: 0xd000,
+        let moved = Disk {
+            channel: Channel {
+                bus_master: 0xd000,
+                ..Channel::PRIMARY
+            },
             ..PRIMARY
         };
         write_and_read_back(guest, moved, 3)?;
@@ -406,7 +330,10 @@ fn latched_writes_read_back() {
     for options in EXIT_OPTIONS {
         let disk = spindle::qcow2(16 << 20);
 
-        let outcome = Spindle::new(&image).disk(disk.path()).arguments(&["--exits", options]).run();
+        let outcome = Spindle::new(&image)
+            .disk(disk.path())
+            .arguments(&["--exits", options])
+            .run();
 
         passed(&outcome);
     }

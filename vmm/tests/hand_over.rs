@@ -3,7 +3,11 @@
 //! then the index.
 
 #[path = "../src/kernel_ports/hand_over.rs"]
-#[allow(dead_code, missing_docs, reason = "the module belongs to the crate; here it is run on other primitives")]
+#[allow(
+    dead_code,
+    missing_docs,
+    reason = "the module belongs to the crate; here it is run on other primitives"
+)]
 mod hand_over;
 
 mod sync {

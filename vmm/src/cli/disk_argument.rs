@@ -9,7 +9,6 @@ use disk::{CacheMode, DetectZeroes, Discard, Format, OptionError};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot(usize);
 
-
 impl Slot {
     /// How many there are.
     pub const COUNT: usize = 4;

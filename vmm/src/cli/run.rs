@@ -85,7 +85,12 @@ pub struct Arguments {
     /// What the kernel serves by itself: coalesced=on|off,ioeventfd=on|off
     ///
     /// Both are on where the host's KVM has them. Turning one off costs time and changes nothing else.
-    #[arg(long, value_name = "EXITS", default_value = "coalesced=on,ioeventfd=on", hide_default_value = true)]
+    #[arg(
+        long,
+        value_name = "EXITS",
+        default_value = "coalesced=on,ioeventfd=on",
+        hide_default_value = true
+    )]
     pub exits: ExitOptions,
 
     /// Write what was counted to a file, as JSON, at the end and on SIGUSR1

@@ -81,7 +81,13 @@ impl Ring for KernelRing {
         );
         // SAFETY: within the page, as just checked; slots are aligned for it. The kernel does not touch a slot between its
         // `last` and our `first`.
-        let entry = unsafe { self.page.as_ptr().add(offset).cast::<kvm_coalesced_mmio>().read_volatile() };
+        let entry = unsafe {
+            self.page
+                .as_ptr()
+                .add(offset)
+                .cast::<kvm_coalesced_mmio>()
+                .read_volatile()
+        };
         let mut data = [0; 4];
         data.copy_from_slice(&entry.data[..4]);
         Latched {
