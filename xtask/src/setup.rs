@@ -45,9 +45,18 @@ const QEMU: (&str, &str) = ("qemu-system-x86_64", "qemu-system-x86");
 
 /// Installs the Debian packages of programs that are missing, and sees to it that apt knows those that guests are made of.
 pub fn install_missing(kind: HostKind) -> Result<()> {
+    install(kind == HostKind::Nested)
+}
+
+/// The same for benchmarks, where QEMU is the peer whatever the host is.
+pub fn install_for_bench() -> Result<()> {
+    install(true)
+}
+
+fn install(with_qemu: bool) -> Result<()> {
     let mut packages: Vec<&str> = Vec::new();
     let required = REQUIREMENTS.iter().map(|known| (known.program, known.package));
-    let nested = (kind == HostKind::Nested).then_some(QEMU);
+    let nested = with_qemu.then_some(QEMU);
     for (program, package) in required.chain(nested) {
         if find_program(program).is_none() && !packages.contains(&package) {
             packages.push(package);
