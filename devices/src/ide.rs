@@ -3,6 +3,7 @@
 //! ```text
 //!  controller   the PCI function 00:01.1: which ports the channels and the bus master answer
 //!  channel      one cable: its two drives, the selected one, the interrupt, and when a DMA transfer can run
+//!  drive        what the channel asks of a drive, whatever kind it is
 //!  bus_master   the channel's bus-master registers          prd   the list of memory that it transfers
 //!  registers    what both ends of the cable call things     ata   a disk drive's state machine and commands
 //! ```
@@ -15,6 +16,13 @@ pub mod ata;
 mod bus_master;
 pub(crate) mod channel;
 pub mod controller;
+mod data_block;
+pub(crate) mod drive;
+pub mod error_policy;
+mod identify_page;
+pub mod identity;
 pub mod kernel_ports;
+mod memory;
+mod ports;
 mod prd;
 pub mod registers;

@@ -25,14 +25,17 @@
 //!
 //! This crate knows nothing of KVM or of IDE.
 
+mod block_status;
 mod buffer;
 mod cache_file;
+mod delay;
 mod disk;
 mod engine;
 #[doc(hidden)]
 pub mod five_steps;
 mod image;
 mod in_flight;
+mod inject;
 mod lock;
 mod memory_disk;
 mod open;
@@ -42,12 +45,15 @@ mod raw;
 pub mod simulation;
 mod storage;
 mod tasks;
+mod throttle;
 mod wait;
 
+pub use block_status::{Extent, ExtentKind, Extents};
 pub use buffer::{Buffer, BufferError};
 pub use cache_file::CacheFileError;
 pub use disk::{Command, Corruption, Disk, DiskError, Done, Request, SECTOR_SIZE};
 pub use engine::{Aio, CloseError, Engine, EngineError, EngineOptions};
+pub use inject::{InjectingDisk, Injection, InjectionError};
 pub use lock::LockError;
 pub use memory_disk::MemoryDisk;
 pub use open::{Format, OpenCause, OpenError, OpenOptions};
@@ -57,3 +63,4 @@ pub use qcow2::create::CreateOptions;
 pub use qcow2::header::{BackingReference, HeaderError};
 pub use qcow2::resize::ResizeError;
 pub use qcow2::snapshot::{Snapshot, SnapshotError};
+pub use throttle::{Limit, LimitError, Limits, ThrottledDisk};

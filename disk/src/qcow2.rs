@@ -11,6 +11,7 @@ pub(crate) mod create;
 mod discard;
 mod entry;
 pub(crate) mod header;
+mod map;
 mod mapping;
 mod open;
 mod order;

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use anyhow::Context;
 use devices::bus::PortBus;
 use devices::chipset::{Chipset, ChipsetConfig, DriveConfig};
+use devices::ide::controller::IdeOptions;
+use devices::ide::error_policy::Stop;
 use devices::serial::{COM1_GSI, Serial};
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VmFd};
@@ -68,7 +70,7 @@ pub struct RunningVm {
     stops: Arc<Stops>,
     /// The guest's clock when it was paused, in nanoseconds.
     clock: Cell<Option<u64>>,
-    _chipset: Chipset,
+    chipset: Chipset,
     fd: Arc<VmFd>,
     _memory: GuestMemoryMmap,
 }
@@ -98,6 +100,7 @@ impl Vm {
                 Arc::new(EdgeLine::new(&fd, IDE_GSI[0])?),
                 Arc::new(EdgeLine::new(&fd, IDE_GSI[1])?),
             ],
+            ide: IdeOptions::default(),
             drives,
             serial: serial.clone(),
             power: config.power.clone(),
@@ -118,13 +121,16 @@ impl Vm {
             config.metrics.clone(),
         )?);
         kernel_ports::connect(&ports, &chipset, &ports_cell);
+        let stops = Arc::new(Stops::new()?);
+        let stopped = stops.clone();
+        chipset.observe_stops(Box::new(move |stop| stopped.pause(describe(stop))));
         let surroundings = Surroundings {
             ports,
             power: config.power,
             output: config.output,
             milestones: config.milestones,
             metrics: config.metrics,
-            stops: Arc::new(Stops::new()?),
+            stops,
         };
         Ok(Self {
             vcpus,
@@ -144,7 +150,7 @@ impl Vm {
             ports: self.surroundings.ports,
             stops: self.surroundings.stops,
             clock: Cell::new(None),
-            _chipset: self.chipset,
+            chipset: self.chipset,
             fd: self.fd,
             _memory: self.memory,
         })
@@ -196,8 +202,16 @@ impl RunningVm {
             tracing::debug!(%error, "the guest's clock ran on");
         }
         eprintln!("spindle: going on");
+        // The requests first: one that fails again pauses a machine that runs, and is not lost.
         self.stops.resume();
+        self.chipset.resume();
     }
+}
+
+/// Why a drive pauses the machine.
+fn describe(stop: &Stop) -> String {
+    let hint = if stop.no_space { " (the host has no space left)" } else { "" };
+    format!("disk {}: {}{hint}", stop.slot, stop.error)
 }
 
 /// Both 8259s, the I/O APIC, local APICs and the PIT live in the kernel.

@@ -3,9 +3,12 @@
 mod commands;
 mod dma;
 mod driver;
+mod overlay;
 mod pio;
 mod platform;
+mod protected_area;
 mod random;
 mod reset;
+mod security;
 mod threads;
 mod topology;

@@ -1,9 +1,12 @@
-//! `--disk PATH[,format=qcow2|raw][,slot=hda..hdd][,readonly][,root][,cache=...][,discard=...][,detect-zeroes=...]`
+//! `--disk PATH[,format=qcow2|raw][,slot=hda..hdd][,readonly][,root][,cache=...][,discard=...][,detect-zeroes=...]
+//! [,bps=...][,iops=...][,inject=...]`
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use disk::{CacheMode, DetectZeroes, Discard, Format, OptionError};
+use devices::ide::error_policy::{ErrorPolicy, ErrorPolicyError};
+use disk::{CacheMode, DetectZeroes, Discard, Format, Injection, InjectionError, LimitError, Limits, OptionError};
 
 /// Where an IDE drive is plugged in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +49,12 @@ pub struct DiskArgument {
     pub discard: Discard,
     /// Whether writes of zeros are stored as such.
     pub detect_zeroes: DetectZeroes,
+    /// What becomes of a request that the host fails.
+    pub errors: ErrorPolicy,
+    /// How fast it may be.
+    pub limits: Limits,
+    /// Where it fails or dawdles, for tests of a guest.
+    pub injections: Vec<Injection>,
 }
 
 /// A `--disk` that does not read as one.
@@ -56,18 +65,27 @@ pub enum DiskArgumentError {
     NoPath,
     /// No such option.
     #[error(
-        "unknown option \"{0}\"; there are format=qcow2|raw, slot=hda..hdd, readonly, root, cache=, discard= and detect-zeroes= (a comma in the path is written twice)"
+        "unknown option \"{0}\"; there are format=qcow2|raw, slot=hda..hdd, readonly, root, cache=, discard=, detect-zeroes=, werror=, rerror=, bps=, iops= and inject= (a comma in the path is written twice)"
     )]
     UnknownOption(String),
     /// An option that was said before.
     #[error("\"{0}\" is said twice")]
-    Twice(&'static str),
+    Twice(String),
     /// A format that is not known.
     #[error("format \"{0}\" is not known; say qcow2 or raw")]
     Format(String),
     /// A value that an option does not have.
     #[error("{0}")]
     Value(OptionError),
+    /// An error policy that is not known.
+    #[error("{0}")]
+    ErrorPolicy(ErrorPolicyError),
+    /// A speed limit that cannot be.
+    #[error("{0}")]
+    Limit(LimitError),
+    /// An injection that is not understood.
+    #[error("{0}")]
+    Injection(InjectionError),
     /// A slot that is not there.
     #[error("there is no slot \"{0}\"; say hda, hdb, hdc or hdd")]
     Slot(String),
@@ -76,6 +94,24 @@ pub enum DiskArgumentError {
 impl From<OptionError> for DiskArgumentError {
     fn from(error: OptionError) -> Self {
         DiskArgumentError::Value(error)
+    }
+}
+
+impl From<ErrorPolicyError> for DiskArgumentError {
+    fn from(error: ErrorPolicyError) -> Self {
+        DiskArgumentError::ErrorPolicy(error)
+    }
+}
+
+impl From<LimitError> for DiskArgumentError {
+    fn from(error: LimitError) -> Self {
+        DiskArgumentError::Limit(error)
+    }
+}
+
+impl From<InjectionError> for DiskArgumentError {
+    fn from(error: InjectionError) -> Self {
+        DiskArgumentError::Injection(error)
     }
 }
 
@@ -93,6 +129,10 @@ impl FromStr for DiskArgument {
         let mut read_only = None;
         let mut root = None;
         let (mut cache, mut discard, mut detect_zeroes) = (None, None, None);
+        let (mut write_errors, mut read_errors) = (None, None);
+        let mut limits = Limits::default();
+        let mut limited = BTreeSet::new();
+        let mut injections = Vec::new();
         for field in fields {
             let (name, value) = match field.split_once('=') {
                 Some((name, value)) => (name, Some(value)),
@@ -104,11 +144,20 @@ impl FromStr for DiskArgument {
                 ("cache", Some(value)) => set(&mut cache, "cache", value.parse()?)?,
                 ("discard", Some(value)) => set(&mut discard, "discard", value.parse()?)?,
                 ("detect-zeroes", Some(value)) => set(&mut detect_zeroes, "detect-zeroes", value.parse()?)?,
+                ("werror", Some(value)) => set(&mut write_errors, "werror", value.parse()?)?,
+                ("rerror", Some(value)) => set(&mut read_errors, "rerror", value.parse()?)?,
                 ("readonly", None) => set(&mut read_only, "readonly", true)?,
                 ("root", None) => set(&mut root, "root", true)?,
+                ("inject", Some(value)) => injections.push(value.parse()?),
+                (name, Some(value)) if limits.set(name, value)? => {
+                    if !limited.insert(name.to_owned()) {
+                        return Err(DiskArgumentError::Twice(name.to_owned()));
+                    }
+                }
                 _ => return Err(DiskArgumentError::UnknownOption(field)),
             }
         }
+        limits.check()?;
         Ok(Self {
             path: path.into(),
             format: format.unwrap_or(Format::Qcow2),
@@ -118,6 +167,12 @@ impl FromStr for DiskArgument {
             cache: cache.unwrap_or_default(),
             discard: discard.unwrap_or_default(),
             detect_zeroes: detect_zeroes.unwrap_or_default(),
+            errors: ErrorPolicy {
+                write: write_errors.unwrap_or_default(),
+                read: read_errors.unwrap_or_default(),
+            },
+            limits,
+            injections,
         })
     }
 }
@@ -138,7 +193,7 @@ fn split_fields(text: &str) -> Vec<String> {
 
 fn set<T>(option: &mut Option<T>, name: &'static str, value: T) -> Result<(), DiskArgumentError> {
     match option.replace(value) {
-        Some(_) => Err(DiskArgumentError::Twice(name)),
+        Some(_) => Err(DiskArgumentError::Twice(name.to_owned())),
         None => Ok(()),
     }
 }
@@ -241,6 +296,10 @@ mod tests {
             ("a,root,root", "\"root\" is said twice"),
             ("a,format=vmdk", "format \"vmdk\" is not known"),
             ("a,slot=sda", "there is no slot \"sda\""),
+            ("a,bps=1,bps=2", "\"bps\" is said twice"),
+            ("a,bps=x", "bps=x is not a number"),
+            ("a,iops_max=5", "iops_max=5 must not be below iops=0"),
+            ("a,inject=read", "inject=read: "),
         ];
         for (text, expected) in cases {
             let message = text.parse::<DiskArgument>().expect_err(text).to_string();

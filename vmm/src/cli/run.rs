@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use clap::CommandFactory;
 use clap::error::ErrorKind;
 use devices::chipset::DriveConfig;
-use disk::{Aio, Disk, Engine, EngineOptions, OpenOptions};
+use disk::{Aio, Disk, Engine, EngineOptions, InjectingDisk, OpenOptions, ThrottledDisk};
 use kvm_ioctls::Kvm;
 
 use super::Cli;
@@ -59,7 +59,9 @@ pub struct Arguments {
     /// Disk: PATH[,format=qcow2|raw][,slot=hda|hdb|hdc|hdd][,readonly][,root][,OPTION=VALUE]...; up to four
     ///
     /// Options, with QEMU's names and meaning, defaults first: cache=writeback|none|writethrough|directsync|unsafe,
-    /// discard=ignore|unmap, detect-zeroes=off|on|unmap.
+    /// discard=ignore|unmap, detect-zeroes=off|on|unmap; limits per second bps, bps_rd, bps_wr, iops, iops_rd, iops_wr, each also
+    /// with _max for bursts, and iops_size. For testing a guest: inject=read|write|flush|any[@FIRST[-LAST]]:eio|enospc|delay=MILLISECONDS[:skip=N][:times=N],
+    /// any number of times, in sectors.
     ///
     /// The format is qcow2 unless it is said; it is never guessed. Without a slot, disks take the free slots in order. With
     /// root, the kernel is told to mount the disk as its root. A comma in the path is written twice.
@@ -109,6 +111,8 @@ type Drives = [Option<Drive>; Slot::COUNT];
 
 struct Drive {
     disk: Arc<Counted>,
+    /// The same in every boot, for what a drive keeps without power.
+    config: DriveConfig,
 }
 
 /// Runs a machine as `arguments` say, and returns how it ended. `start` is when the process started.
@@ -240,7 +244,8 @@ fn open_drives(
     metrics: &Metrics,
 ) -> anyhow::Result<Drives> {
     let mut drives = Drives::default();
-    for ((drive, slot), name) in drives.iter_mut().zip(slots).zip(Slot::NAMES) {
+    for (index, (drive, slot)) in drives.iter_mut().zip(slots).enumerate() {
+        let name = Slot::NAMES[index];
         let Some(argument) = slot else { continue };
         let disk = engine.open(&OpenOptions {
             read_only: argument.read_only,
@@ -249,17 +254,27 @@ fn open_drives(
             detect_zeroes: argument.detect_zeroes,
             ..OpenOptions::new(&argument.path, argument.format)
         })?;
-        *drive = Some(Drive {
-            disk: Arc::new(Counted::new(disk, metrics.disk(name))),
-        });
+        let disk = Arc::new(Counted::new(decorated(disk, argument)?, metrics.disk(name)));
+        let config = DriveConfig {
+            error_policy: argument.errors,
+            ..DriveConfig::new(disk.clone(), index)
+        };
+        *drive = Some(Drive { disk, config });
     }
     Ok(drives)
 }
 
+/// The disk behind what slows it down or makes it fail, if anything does.
+fn decorated(mut disk: Arc<dyn Disk>, argument: &DiskArgument) -> anyhow::Result<Arc<dyn Disk>> {
+    if !argument.injections.is_empty() {
+        disk = Arc::new(InjectingDisk::new(disk, &argument.injections));
+    }
+    if !argument.limits.is_unlimited() {
+        disk = Arc::new(ThrottledDisk::new(disk, &argument.limits)?);
+    }
+    Ok(disk)
+}
+
 fn drive_configs(drives: &Drives) -> [Option<DriveConfig>; Slot::COUNT] {
-    std::array::from_fn(|index| {
-        let drive = drives[index].as_ref()?;
-        let disk: Arc<dyn Disk> = drive.disk.clone();
-        Some(DriveConfig::new(disk, index))
-    })
+    drives.each_ref().map(|drive| drive.as_ref().map(|drive| drive.config.clone()))
 }
