@@ -210,7 +210,11 @@ impl RunningVm {
 
 /// Why a drive pauses the machine.
 fn describe(stop: &Stop) -> String {
-    let hint = if stop.no_space { " (the host has no space left)" } else { "" };
+    let hint = if stop.no_space {
+        " (the host has no space left)"
+    } else {
+        ""
+    };
     format!("disk {}: {}{hint}", stop.slot, stop.error)
 }
 

@@ -276,5 +276,7 @@ fn decorated(mut disk: Arc<dyn Disk>, argument: &DiskArgument) -> anyhow::Result
 }
 
 fn drive_configs(drives: &Drives) -> [Option<DriveConfig>; Slot::COUNT] {
-    drives.each_ref().map(|drive| drive.as_ref().map(|drive| drive.config.clone()))
+    drives
+        .each_ref()
+        .map(|drive| drive.as_ref().map(|drive| drive.config.clone()))
 }
