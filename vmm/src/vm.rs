@@ -9,6 +9,7 @@ use devices::bus::PortBus;
 use devices::chipset::{Chipset, ChipsetConfig, Plugged};
 use devices::ide::cd_rom_handle::{ButtonOutcome, CdRomHandle, Medium, TrayLocked};
 use devices::ide::controller::IdeOptions;
+use devices::ide::error_policy::Stop;
 use devices::serial::{COM1_GSI, Serial};
 use disk::Disk;
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_pit_config};
@@ -122,13 +123,16 @@ impl Vm {
             config.metrics.clone(),
         )?);
         kernel_ports::connect(&ports, &chipset, &ports_cell);
+        let stops = Arc::new(Stops::new()?);
+        let stopped = stops.clone();
+        chipset.observe_stops(Box::new(move |stop| stopped.pause(describe(stop))));
         let surroundings = Surroundings {
             ports,
             power: config.power,
             output: config.output,
             milestones: config.milestones,
             metrics: config.metrics,
-            stops: Arc::new(Stops::new()?),
+            stops,
         };
         Ok(Self {
             vcpus,
@@ -202,7 +206,9 @@ impl RunningVm {
             tracing::debug!(%error, "the guest's clock ran on");
         }
         eprintln!("spindle: going on");
+        // The requests first: one that fails again pauses a machine that runs, and is not lost.
         self.stops.resume();
+        self.chipset.resume();
     }
 }
 
@@ -245,6 +251,16 @@ fn in_order(mut plugged: Plugged, ports: &PortsCell) -> Plugged {
         Plugged::CdRom(config) => config.medium = config.medium.take().map(|medium| medium.wrapped(wrap)),
     }
     plugged
+}
+
+/// Why a drive pauses the machine.
+fn describe(stop: &Stop) -> String {
+    let hint = if stop.no_space {
+        " (the host has no space left)"
+    } else {
+        ""
+    };
+    format!("disk {}: {}{hint}", stop.slot, stop.error)
 }
 
 /// Both 8259s, the I/O APIC, local APICs and the PIT live in the kernel.

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use devices::ide::error_policy::{ErrorPolicy, ErrorPolicyError};
 use disk::{
-    CacheMode, DetectZeroes, Discard, Disk, Format, InjectingDisk, Injection, InjectionError, LimitError, Limits,
-    OpenOptions, OptionError, ThrottledDisk,
+    CacheMode, CacheSize, CacheSizeError, DetectZeroes, Discard, Disk, Format, InjectingDisk, Injection,
+    InjectionError, LimitError, Limits, OpenOptions, OptionError, ThrottledDisk,
 };
 
 /// Where an IDE drive is plugged in.
@@ -57,6 +58,8 @@ pub struct DiskArgument {
     pub detect_zeroes: DetectZeroes,
     /// The size of the metadata cache, if the user said so.
     pub cache_size: Option<CacheSize>,
+    /// What becomes of a request that the host fails.
+    pub errors: ErrorPolicy,
     /// How fast it may be.
     pub limits: Limits,
     /// Where it fails or dawdles, for tests of a guest.
@@ -71,7 +74,7 @@ pub enum DiskArgumentError {
     NoPath,
     /// No such option.
     #[error(
-        "unknown option \"{0}\"; there are format=qcow2|raw, slot=hda..hdd, readonly, root, cache=, discard=, detect-zeroes=, cache-size=, bps=, iops= and inject= (a comma in the path is written twice)"
+        "unknown option \"{0}\"; there are format=qcow2|raw, slot=hda..hdd, readonly, root, cache=, discard=, detect-zeroes=, cache-size=, werror=, rerror=, bps=, iops= and inject= (a comma in the path is written twice)"
     )]
     UnknownOption(String),
     /// An option that was said before.
@@ -86,6 +89,9 @@ pub enum DiskArgumentError {
     /// A size that a metadata cache cannot have.
     #[error("{0}")]
     CacheSize(CacheSizeError),
+    /// An error policy that is not known.
+    #[error("{0}")]
+    ErrorPolicy(ErrorPolicyError),
     /// A speed limit that cannot be.
     #[error("{0}")]
     Limit(LimitError),
@@ -106,6 +112,12 @@ impl From<OptionError> for DiskArgumentError {
 impl From<CacheSizeError> for DiskArgumentError {
     fn from(error: CacheSizeError) -> Self {
         DiskArgumentError::CacheSize(error)
+    }
+}
+
+impl From<ErrorPolicyError> for DiskArgumentError {
+    fn from(error: ErrorPolicyError) -> Self {
+        DiskArgumentError::ErrorPolicy(error)
     }
 }
 
@@ -135,6 +147,7 @@ impl FromStr for DiskArgument {
         let mut read_only = None;
         let mut root = None;
         let (mut cache, mut discard, mut detect_zeroes, mut cache_size) = (None, None, None, None);
+        let (mut write_errors, mut read_errors) = (None, None);
         let mut limits = Limits::default();
         let mut limited = BTreeSet::new();
         let mut injections = Vec::new();
@@ -150,6 +163,8 @@ impl FromStr for DiskArgument {
                 ("discard", Some(value)) => set(&mut discard, "discard", value.parse()?)?,
                 ("detect-zeroes", Some(value)) => set(&mut detect_zeroes, "detect-zeroes", value.parse()?)?,
                 ("cache-size", Some(value)) => set(&mut cache_size, "cache-size", value.parse()?)?,
+                ("werror", Some(value)) => set(&mut write_errors, "werror", value.parse()?)?,
+                ("rerror", Some(value)) => set(&mut read_errors, "rerror", value.parse()?)?,
                 ("readonly", None) => set(&mut read_only, "readonly", true)?,
                 ("root", None) => set(&mut root, "root", true)?,
                 ("inject", Some(value)) => injections.push(value.parse()?),
@@ -172,6 +187,10 @@ impl FromStr for DiskArgument {
             discard: discard.unwrap_or_default(),
             detect_zeroes: detect_zeroes.unwrap_or_default(),
             cache_size,
+            errors: ErrorPolicy {
+                write: write_errors.unwrap_or_default(),
+                read: read_errors.unwrap_or_default(),
+            },
             limits,
             injections,
         })

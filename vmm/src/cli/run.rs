@@ -124,7 +124,8 @@ pub struct Arguments {
 type Drives = [Option<Drive>; Slot::COUNT];
 
 enum Drive {
-    Disk(Arc<Counted>),
+    /// With its configuration, the same in every boot, for what a drive keeps without power.
+    Disk(Arc<Counted>, DriveConfig),
     /// With a medium and the disk that it is read through, or empty.
     CdRom(Option<(Arc<Counted>, Medium)>),
 }
@@ -133,7 +134,7 @@ impl Drive {
     /// Whether nothing is in flight.
     fn is_idle(&self) -> bool {
         match self {
-            Self::Disk(disk) => disk.is_idle(),
+            Self::Disk(disk, _) => disk.is_idle(),
             Self::CdRom(loaded) => loaded.as_ref().is_none_or(|(disk, _)| disk.is_idle()),
         }
     }
@@ -292,11 +293,16 @@ fn open_drives(
     metrics: &Metrics,
 ) -> anyhow::Result<Drives> {
     let mut drives = Drives::default();
-    for ((drive, slot), name) in drives.iter_mut().zip(slots).zip(Slot::NAMES) {
+    for (index, (drive, slot)) in drives.iter_mut().zip(slots).enumerate() {
+        let name = Slot::NAMES[index];
         let Some(argument) = slot else { continue };
         let disk = engine.open(&argument.open_options())?;
-        let counted = Counted::new(argument.decorated(disk)?, metrics.disk(name));
-        *drive = Some(Drive::Disk(Arc::new(counted)));
+        let disk = Arc::new(Counted::new(argument.decorated(disk)?, metrics.disk(name)));
+        let config = DriveConfig {
+            error_policy: argument.errors,
+            ..DriveConfig::new(disk.clone(), index)
+        };
+        *drive = Some(Drive::Disk(disk, config));
     }
     Ok(drives)
 }
@@ -315,7 +321,7 @@ fn open_cd_rom(argument: &CdRomArgument, engine: &Engine, metrics: &Metrics) -> 
 fn plugged(drives: &Drives) -> [Option<Plugged>; Slot::COUNT] {
     std::array::from_fn(|index| {
         Some(match drives[index].as_ref()? {
-            Drive::Disk(disk) => Plugged::Disk(DriveConfig::new(disk.clone(), index)),
+            Drive::Disk(_, config) => Plugged::Disk(config.clone()),
             Drive::CdRom(loaded) => {
                 let medium = loaded.as_ref().map(|(_, medium)| medium.clone());
                 Plugged::CdRom(CdRomConfig::new(medium, index))
