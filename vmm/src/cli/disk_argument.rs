@@ -7,8 +7,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use disk::{
-    CacheMode, DetectZeroes, Discard, Disk, Format, InjectingDisk, Injection, InjectionError, LimitError, Limits,
-    OpenOptions, OptionError, ThrottledDisk,
+    CacheMode, CacheSize, CacheSizeError, DetectZeroes, Discard, Disk, Format, InjectingDisk, Injection,
+    InjectionError, LimitError, Limits, OpenOptions, OptionError, ThrottledDisk,
 };
 
 /// Where an IDE drive is plugged in.
