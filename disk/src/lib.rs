@@ -45,7 +45,7 @@ mod storage;
 mod tasks;
 mod wait;
 
-pub use at_rest::{Extent, ImageAtRest, NewImage, NewImageError, Place, RestOptions, is_zero};
+pub use at_rest::{Extent, ImageAtRest, LockedFile, NewImage, NewImageError, Place, RestOptions, is_zero};
 pub use buffer::{Buffer, BufferError};
 pub use cache_file::CacheFileError;
 pub use disk::{Command, Corruption, Disk, DiskError, Done, Request, SECTOR_SIZE};
@@ -55,6 +55,7 @@ pub use memory_disk::MemoryDisk;
 pub use open::{Format, OpenCause, OpenError, OpenOptions};
 pub use options::{CacheMode, DetectZeroes, Discard, OptionError};
 pub use qcow2::cache_memory::CacheError;
+pub use qcow2::change_backing::change_backing;
 pub use qcow2::check::Usage;
 pub use qcow2::compress::compress_cluster;
 pub use qcow2::create::CreateOptions;

@@ -1,6 +1,7 @@
 //! The command line.
 
 pub mod disk_argument;
+pub mod img;
 pub mod run;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -34,6 +35,9 @@ pub struct Cli {
 pub enum Command {
     /// Boot a kernel in a virtual machine
     Run(run::Arguments),
+    /// Create, inspect, check, convert and change disk images, as qemu-img does
+    #[command(disable_help_flag = true)]
+    Img(img::Arguments),
 }
 
 /// How much is logged.

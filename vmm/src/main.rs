@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use tracing::level_filters::LevelFilter;
-use vmm::cli::{Cli, Command, run};
+use vmm::cli::{Cli, Command, img, run};
 use vmm::console;
 use vmm::exit_code::Ending;
 
@@ -21,8 +21,11 @@ fn main() -> ExitCode {
         .with_ansi(io::stderr().is_terminal())
         .init();
     restore_terminal_on_panic();
-    let Command::Run(arguments) = &cli.command;
-    let ending = run::run(arguments, start);
+    let arguments = match cli.command {
+        Command::Run(arguments) => arguments,
+        Command::Img(arguments) => return img::run(arguments),
+    };
+    let ending = run::run(&arguments, start);
     match &ending {
         Ending::PowerOff => {}
         Ending::Failure(error) => eprintln!("spindle: error: {}", one_line(error)),
