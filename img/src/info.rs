@@ -178,7 +178,7 @@ impl ImageInfo {
                 name: "file",
                 info: FileInfo {
                     children: [],
-                    virtual_size: length,
+                    virtual_size: length.next_multiple_of(512),
                     filename: filename.clone(),
                     format: "file",
                     actual_size: space,
