@@ -193,17 +193,17 @@ fn explain_recovery(arguments: &Arguments, report: &CheckReport) {
     let slices = report.left_behind;
     if arguments.repair.is_some() {
         if slices > 0 {
-            println!("The metadata that a killed process left behind was written into the image: {slices} slices.");
+            eprintln!("The metadata that a killed process left behind was written into the image: {slices} slices.");
         }
         return;
     }
     if !report.dirty {
         return;
     }
-    println!("The image was not closed. The next open for writing, or `check -r all`, recovers it:");
+    eprintln!("The image was not closed. The next open for writing, or `check -r all`, recovers it:");
     if slices > 0 {
-        println!("    {slices} slices of metadata that a killed process left in memory are written into the image");
-        println!("    (the check below sees the image as it is then)");
+        eprintln!("    {slices} slices of metadata that a killed process left in memory are written into the image");
+        eprintln!("    (the check below sees the image as it is then)");
     }
-    println!("    {} leaked clusters are reclaimed\n", report.damage.leaks);
+    eprintln!("    {} leaked clusters are reclaimed", report.damage.leaks);
 }

@@ -77,12 +77,14 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
             say("Strict mode: Image size mismatch!");
             return Ok(DIFFERENT);
         }
-        if !arguments.quiet {
-            println!("Warning: Image size mismatch!");
-        }
     }
     let progress = Progress::new(first.size().max(second.size()), arguments.progress, arguments.quiet);
-    let result = compare(&first, &second, arguments.strict, &progress);
+    let result = compare(&first, &second, arguments.strict, &progress).and_then(|()| {
+        if first.size() != second.size() {
+            say("Warning: Image size mismatch!");
+        }
+        compare_rest(&first, &second, &progress)
+    });
     progress.finish();
     match result {
         Ok(()) => {
@@ -133,13 +135,20 @@ fn compare(first: &ImageAtRest, second: &ImageAtRest, strict: bool, progress: &P
         offset += length;
         progress.advance(length);
     }
+    Ok(())
+}
+
+/// What one image has behind the end of the other is zeros.
+fn compare_rest(first: &ImageAtRest, second: &ImageAtRest, progress: &Progress) -> Result<(), Difference> {
+    let mut offset = first.size().min(second.size());
+    let mut buffer = vec![0; CHUNK as usize];
     let longer = if first.size() > second.size() { first } else { second };
     while offset < longer.size() {
         let extent = status(longer, offset, longer.size())?;
         let mut length = extent.length;
         if !extent.zero {
             length = length.min(CHUNK);
-            expect_zero(longer, offset, &mut buffers.0[..length as usize])?;
+            expect_zero(longer, offset, &mut buffer[..length as usize])?;
         }
         offset += length;
         progress.advance(length);

@@ -245,7 +245,7 @@ impl Shared<'_> {
     }
 
     fn copy_segment(&self, segment: &Segment, buffer: &mut [u8]) -> Result<()> {
-        let nothing_to_read = !segment.parts.iter().any(|(_, kind)| *kind == Kind::Data);
+        let nothing_to_read = matches!(segment.parts[..], [(_, Kind::Zero | Kind::Skip)]);
         let data: &[u8] = if nothing_to_read {
             &[]
         } else {

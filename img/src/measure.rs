@@ -107,7 +107,7 @@ fn measure_qcow2(options: &CreationOptions, size: u64, source: Option<&ImageAtRe
     let cluster_size = 1u64 << create.cluster_bits;
     let everything = matches!(
         options.preallocation,
-        Some(Preallocation::Falloc | Preallocation::Full | Preallocation::Metadata)
+        Some(Preallocation::Falloc | Preallocation::Full)
     );
     let clusters = match source {
         _ if everything => u64::MAX,

@@ -192,7 +192,8 @@ impl Rebase<'_> {
             }
             let end = end.min(old.len());
             let part = &old[at..end];
-            if is_zero(part) {
+            // Without a backing file, zeros are what is not there; and then the new one would show.
+            if is_zero(part) && self.old.is_some() {
                 self.writer.write_zeroes(offset + at as u64, part.len() as u64)?;
             } else {
                 self.writer.write(offset + at as u64, part)?;

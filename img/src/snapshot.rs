@@ -66,15 +66,21 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
         [_, Some(name), _] => engine
             .snapshot_apply(disk, name)
             .map_err(|error| anyhow!(error).context(format!("Could not apply snapshot '{name}'"))),
-        [.., Some(name)] => engine
-            .snapshot_delete(disk, name)
-            .map_err(|error| anyhow!(error).context(format!("Could not delete snapshot '{name}'"))),
+        [.., Some(name)] => delete(&image, name).with_context(|| format!("Could not delete snapshot '{name}'")),
         _ => Ok(()),
     };
     let closed = image.close();
     result?;
     closed.context("The snapshots may be as they were")?;
     Ok(0)
+}
+
+/// Deletes by name only, as qemu-img does: an id that is taken for a name would be the loss of another snapshot.
+fn delete(image: &InEngine, name: &str) -> Result<()> {
+    let snapshots = image.engine.snapshots(&image.disk)?;
+    let found = snapshots.iter().find(|snapshot| snapshot.name == name);
+    let found = found.ok_or_else(|| anyhow!("snapshot not found"))?;
+    Ok(image.engine.snapshot_delete(&image.disk, &found.id)?)
 }
 
 fn list(arguments: &Arguments) -> Result<u8> {
