@@ -18,7 +18,7 @@ mod new_image;
 mod table_cache;
 
 pub(crate) use file::{RestingFile, Sharing};
-pub use image::{Extent, ImageAtRest, RestOptions};
+pub use image::{ImageAtRest, MapEntry, RestOptions};
 pub use new_image::{NewImage, NewImageError, Place};
 pub(crate) use table_cache::{Table, TableCache};
 

@@ -26,14 +26,17 @@
 //! This crate knows nothing of KVM or of IDE.
 
 mod at_rest;
+mod block_status;
 mod buffer;
 mod cache_file;
+mod delay;
 mod disk;
 mod engine;
 #[doc(hidden)]
 pub mod five_steps;
 mod image;
 mod in_flight;
+mod inject;
 mod lock;
 mod memory_disk;
 mod open;
@@ -42,14 +45,18 @@ mod qcow2;
 mod raw;
 pub mod simulation;
 mod storage;
+pub mod stream;
 mod tasks;
+mod throttle;
 mod wait;
 
-pub use at_rest::{Extent, ImageAtRest, LockedFile, NewImage, NewImageError, Place, RestOptions, is_zero};
+pub use at_rest::{ImageAtRest, LockedFile, MapEntry, NewImage, NewImageError, Place, RestOptions, is_zero};
+pub use block_status::{Extent, ExtentKind, Extents};
 pub use buffer::{Buffer, BufferError};
 pub use cache_file::CacheFileError;
 pub use disk::{Command, Corruption, Disk, DiskError, Done, Request, SECTOR_SIZE};
 pub use engine::{Aio, CloseError, Engine, EngineError, EngineOptions};
+pub use inject::{InjectingDisk, Injection, InjectionError};
 pub use lock::LockError;
 pub use memory_disk::MemoryDisk;
 pub use open::{Format, OpenCause, OpenError, OpenOptions};
@@ -65,3 +72,4 @@ pub use qcow2::measure::{Measure, measure};
 pub use qcow2::repair::{CheckError, CheckReport, RepairMode, check_image, repair_image};
 pub use qcow2::resize::ResizeError;
 pub use qcow2::snapshot::{Snapshot, SnapshotError};
+pub use throttle::{Limit, LimitError, Limits, ThrottledDisk};

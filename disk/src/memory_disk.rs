@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::block_status::{BlockMap, ExtentKind};
 use crate::{Command, Disk, DiskError, Request};
 
 /// A disk in memory. Requests wait until [`MemoryDisk::run`] completes them, so that a test
@@ -99,6 +100,11 @@ impl State {
             Command::Write { buffer, .. } => buffer.copy_to_slice(0, &mut self.bytes[range]),
             Command::Flush => self.flushes += 1,
             Command::Discard { .. } | Command::WriteZeroes { .. } => self.bytes[range].fill(0),
+            Command::Map { extents, .. } => {
+                let mut map = BlockMap::from(offset);
+                map.push(length, ExtentKind::Data, 0, Some(offset));
+                extents.put(map.finish());
+            }
         }
     }
 }

@@ -18,6 +18,7 @@ pub(crate) mod entry;
 pub(crate) mod findings;
 pub(crate) mod header;
 pub(crate) mod layer;
+mod map;
 mod mapping;
 pub(crate) mod measure;
 mod open;

@@ -1,5 +1,8 @@
 //! Raw images: the bytes of the disk, and nothing else.
 
+use std::ops::Range;
+
+use crate::block_status::{BlockMap, ExtentKind};
 use crate::storage::{ImageFile, Piece};
 use crate::{Buffer, DiskError, SECTOR_SIZE};
 
@@ -42,6 +45,21 @@ impl Raw {
             };
             self.write(offset, piece).await?;
             offset += count;
+        }
+        Ok(())
+    }
+
+    /// Adds to `map`, which ends where `range` begins, which of these bytes are data and which are holes of the file.
+    pub(crate) fn map(&self, range: Range<u64>, depth: u32, map: &mut BlockMap) -> Result<(), DiskError> {
+        while map.end() < range.end && map.may_go_on() {
+            let start = map.end();
+            let run = self.file.run(start, range.end - start)?;
+            let kind = if run.is_hole {
+                ExtentKind::Zero
+            } else {
+                ExtentKind::Data
+            };
+            map.push(run.length, kind, depth, Some(start));
         }
         Ok(())
     }

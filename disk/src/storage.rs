@@ -20,7 +20,7 @@ use std::task::{Context, Poll, Waker};
 use rustix::fs::FallocateFlags;
 use smallvec::SmallVec;
 
-use crate::{Buffer, DiskError};
+use crate::{Buffer, DiskError, SECTOR_SIZE};
 
 pub(crate) use aligned::AlignedStorage;
 pub use simulated::{CrashModel, SimulatedDisk};
@@ -100,6 +100,15 @@ impl Operation {
     }
 }
 
+/// A run of a file's bytes that are all stored, or all not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// They are not stored, and read as zeros.
+    pub is_hole: bool,
+    /// How many bytes.
+    pub length: u64,
+}
+
 /// A file below a format. Lives on the engine's thread.
 pub trait Storage {
     /// Starts `operation`; `ticket` is completed later, never from within this call.
@@ -107,6 +116,9 @@ pub trait Storage {
 
     /// The length of the file in bytes.
     fn length(&self) -> io::Result<u64>;
+
+    /// Whether the bytes from `offset` on are stored or a hole, and how far that goes, at most `length` bytes and at least one.
+    fn run(&self, offset: u64, length: u64) -> io::Result<Run>;
 
     /// Whether bytes that were never written, and those beyond the end, read as zeros (a regular file, not a block device).
     fn fresh_reads_zero(&self) -> bool;
@@ -206,6 +218,16 @@ impl ImageFile {
             error,
         };
         self.storage.length().map_err(failed)
+    }
+
+    /// Whether the bytes from `offset` on are stored or a hole, and how far that goes, at most `length` bytes.
+    pub fn run(&self, offset: u64, length: u64) -> Result<Run, DiskError> {
+        let failed = |error| DiskError::Io {
+            operation: "seek to data",
+            offset,
+            error,
+        };
+        self.storage.run(offset, length).map_err(failed)
     }
 
     /// Whether bytes that were never written read as zeros.
@@ -323,6 +345,32 @@ const PUNCH_HOLE: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFla
 /// Whether what was never written to `file` reads as zeros.
 fn is_regular(file: &File) -> bool {
     file.metadata().is_ok_and(|metadata| metadata.file_type().is_file())
+}
+
+/// What lseek(2) says of the bytes from `offset` on. The file system answers from its own tables, so this does not wait for data.
+fn file_run(file: &File, offset: u64, length: u64) -> io::Result<Run> {
+    use rustix::fs::SeekFrom;
+    use rustix::io::Errno;
+
+    let end = offset + length;
+    let up_to = |is_hole, next: u64| Run {
+        is_hole,
+        length: next.min(end) - offset,
+    };
+    match rustix::fs::seek(file, SeekFrom::Data(offset)) {
+        // There is no data from here on.
+        Err(Errno::NXIO) => Ok(up_to(true, end)),
+        Ok(data) if data > offset => Ok(up_to(true, data)),
+        Ok(_) => match rustix::fs::seek(file, SeekFrom::Hole(offset)) {
+            Ok(hole) if hole > offset => Ok(up_to(false, hole)),
+            // Somebody has punched a hole just now, or cut the file off. To call it data is true enough.
+            Ok(_) | Err(Errno::NXIO) => Ok(up_to(false, offset + SECTOR_SIZE)),
+            Err(error) => Err(error.into()),
+        },
+        // A file system that does not know of holes.
+        Err(Errno::INVAL | Errno::NOTSUP) => Ok(up_to(false, end)),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The length of a regular file or a block device in bytes.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use disk::{Extent, ImageAtRest, is_zero};
+use disk::{MapEntry, ImageAtRest, is_zero};
 
 use crate::open;
 use crate::options::Refused;
@@ -113,7 +113,7 @@ fn compare(first: &ImageAtRest, second: &ImageAtRest, strict: bool, progress: &P
     while offset < common {
         let (one, other) = (status(first, offset, common)?, status(second, offset, common)?);
         let mut length = one.length.min(other.length);
-        let summary = |extent: &Extent| (extent.present, extent.zero, extent.data);
+        let summary = |extent: &MapEntry| (extent.present, extent.zero, extent.data);
         if strict && summary(&one) != summary(&other) {
             return Err(Difference::Status(offset));
         }
@@ -156,7 +156,7 @@ fn compare_rest(first: &ImageAtRest, second: &ImageAtRest, progress: &Progress) 
     Ok(())
 }
 
-fn status(image: &ImageAtRest, offset: u64, end: u64) -> Result<Extent, Difference> {
+fn status(image: &ImageAtRest, offset: u64, end: u64) -> Result<MapEntry, Difference> {
     let extent = image
         .extent(offset, end - offset)
         .with_context(|| format!("Error while reading block status at offset {offset} of '{}'", image.path().display()));

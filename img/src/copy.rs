@@ -6,7 +6,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use anyhow::{Context, Error, Result, anyhow};
-use disk::{Compression, Extent, ImageAtRest, NewImage, compress_cluster, is_zero};
+use disk::{Compression, MapEntry, ImageAtRest, NewImage, compress_cluster, is_zero};
 
 use crate::progress::Progress;
 use crate::target::{Target, runs_of_data, write_sparsely};
@@ -50,7 +50,7 @@ impl Sources {
         None
     }
 
-    fn extent(&self, offset: u64, length: u64) -> Result<Extent> {
+    fn extent(&self, offset: u64, length: u64) -> Result<MapEntry> {
         let (image, within) = self.find(offset).ok_or_else(|| anyhow!("Read behind the end"))?;
         let length = length.min(image.size() - within);
         image
@@ -164,7 +164,7 @@ impl Copy<'_> {
         }
     }
 
-    fn kind(&self, extent: &Extent) -> Kind {
+    fn kind(&self, extent: &MapEntry) -> Kind {
         if self.sources.layers != usize::MAX && !extent.present {
             Kind::Skip
         } else if extent.zero && self.sparse != 0 {

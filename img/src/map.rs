@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use disk::{Extent, ImageAtRest};
+use disk::{MapEntry, ImageAtRest};
 
 use crate::options::{OutputFormat, Refused};
 use crate::{open, size};
@@ -41,7 +41,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     let end = length.map_or(image.size(), |length| start.saturating_add(length).min(image.size()));
     let mut printer = Printer::new(&image, arguments.output);
     let mut offset = start;
-    let mut pending: Option<(u64, Extent)> = None;
+    let mut pending: Option<(u64, MapEntry)> = None;
     while offset < end {
         let extent = image.extent(offset, end - offset)?;
         match &mut pending {
@@ -62,8 +62,8 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
 }
 
 /// Whether an extent can be shown together with the one before it.
-fn continues(begin: u64, last: &Extent, offset: u64, extent: &Extent) -> bool {
-    let alike = Extent {
+fn continues(begin: u64, last: &MapEntry, offset: u64, extent: &MapEntry) -> bool {
+    let alike = MapEntry {
         length: extent.length,
         host: last.host.map(|host| host + (offset - begin)),
         ..*last
@@ -89,7 +89,7 @@ impl<'a> Printer<'a> {
         }
     }
 
-    fn print(&mut self, start: u64, extent: &Extent) -> Result<()> {
+    fn print(&mut self, start: u64, extent: &MapEntry) -> Result<()> {
         match self.format {
             OutputFormat::Human => self.print_line(start, extent),
             OutputFormat::Json => {
@@ -99,7 +99,7 @@ impl<'a> Printer<'a> {
         }
     }
 
-    fn print_line(&self, start: u64, extent: &Extent) -> Result<()> {
+    fn print_line(&self, start: u64, extent: &MapEntry) -> Result<()> {
         if !extent.data || extent.zero {
             return Ok(());
         }
@@ -113,7 +113,7 @@ impl<'a> Printer<'a> {
         Ok(())
     }
 
-    fn print_object(&mut self, start: u64, extent: &Extent) {
+    fn print_object(&mut self, start: u64, extent: &MapEntry) {
         let before = if self.is_first { "[" } else { ",\n" };
         self.is_first = false;
         print!(

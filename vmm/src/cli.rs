@@ -2,6 +2,7 @@
 
 pub mod disk_argument;
 pub mod img;
+pub mod nbd;
 pub mod run;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -38,6 +39,8 @@ pub enum Command {
     /// Create, inspect, check, convert and change disk images, as qemu-img does
     #[command(disable_help_flag = true)]
     Img(img::Arguments),
+    /// Offer a disk image to NBD clients
+    Nbd(nbd::Arguments),
 }
 
 /// How much is logged.

@@ -23,10 +23,12 @@ use disk::{Buffer, Command as DiskCommand, Disk, DiskError, SECTOR_SIZE};
 use self::command::Command;
 use self::features::Features;
 use self::geometry::Geometry;
-pub use self::identify::{Identity, IdentityError};
 use self::power::PowerMode;
 use self::smart::Smart;
-use self::transfer::{Addressing, Block, Transfer};
+use self::transfer::{Addressing, Transfer};
+use super::data_block::DataBlock;
+use super::drive::{DmaRequest, Step};
+use super::identity::Identity;
 use super::registers::{Error, Status, TaskFile};
 
 /// Bytes of a sector, as a length in memory.
@@ -34,9 +36,6 @@ const SECTOR: usize = SECTOR_SIZE as usize;
 
 /// The most sectors that READ VERIFY reads at once, to bound its memory.
 const VERIFY_SECTORS: u32 = 256;
-
-/// What a drive wants of its disk next. It is busy until it is told the outcome by [`Drive::completed`].
-type Step = Option<DiskCommand>;
 
 /// A command's end other than success: bits for the error register, and the address to report with them.
 struct Failure {
@@ -68,9 +67,9 @@ enum Phase {
     /// The disk fills a block that the guest will read.
     ReadBlock { transfer: Transfer, buffer: Buffer },
     /// The guest reads a block; then `rest` of the command follows.
-    DataIn { block: Block, rest: Option<Transfer> },
+    DataIn { block: DataBlock, rest: Option<Transfer> },
     /// The guest fills a block.
-    DataOut { block: Block, sink: Sink },
+    DataOut { block: DataBlock, sink: Sink },
     /// The disk takes a block that the guest filled.
     WriteBlock { transfer: Transfer },
     /// The bus master has not started, or its table was too short for all of it.
@@ -102,15 +101,6 @@ enum Dma {
     Trim {
         bytes: usize,
     },
-}
-
-/// What a drive asks of the bus master.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct DmaRequest {
-    /// From the drive to memory.
-    pub to_memory: bool,
-    /// Bytes that are still to be transferred.
-    pub bytes: usize,
 }
 
 /// One disk drive.
@@ -260,7 +250,7 @@ impl Drive {
     /// The drive gives the guest a block that it has at hand, as the whole data of a command.
     fn give(&mut self, bytes: Vec<u8>) -> Step {
         self.phase = Phase::DataIn {
-            block: Block::full(bytes),
+            block: DataBlock::full(bytes),
             rest: None,
         };
         self.request_data(true);
@@ -270,7 +260,7 @@ impl Drive {
     /// The drive takes one sector from the guest. The first block of a command comes without an interrupt.
     fn take_sector(&mut self, sink: Sink) -> Step {
         self.phase = Phase::DataOut {
-            block: Block::empty(SECTOR),
+            block: DataBlock::empty(SECTOR),
             sink,
         };
         self.request_data(false);
@@ -447,7 +437,7 @@ impl Drive {
             Phase::ReadBlock { transfer, buffer } => {
                 let rest = transfer.advanced(transfer.block_sectors());
                 self.phase = Phase::DataIn {
-                    block: Block::full(buffer.to_vec()),
+                    block: DataBlock::full(buffer.to_vec()),
                     rest: (rest.sectors > 0).then_some(rest),
                 };
                 self.request_data(true);

@@ -2,11 +2,13 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use disk::{Buffer, BufferError, Command as DiskCommand, DiskError, Request, SECTOR_SIZE};
+use disk::{Buffer, BufferError, DiskError, Request};
 use vm_memory::GuestMemoryMmap;
 
-use super::ata::{DmaRequest, Drive};
+use super::atapi::CdRom;
 use super::bus_master::{BusMaster, Command as BusMasterCommand, Event, Status as BusMasterStatus};
+use super::drive::{DmaRequest, Drive, Step};
+use super::kernel_ports::DmaState;
 use super::prd::{self, PrdError};
 use super::registers::{DEVICE_DEV, DeviceControl, Status, offset};
 use crate::bus::PortDevice;
@@ -23,6 +25,7 @@ const NOBODY: u8 = 0x7f;
 /// interrupt line is driven; neither calls back.
 pub(crate) struct Channel {
     state: Mutex<State>,
+    dma_state: DmaState,
     itself: Weak<Channel>,
 }
 
@@ -53,6 +56,7 @@ impl Channel {
                 asserted: false,
                 memory,
             }),
+            dma_state: DmaState::default(),
             itself: itself.clone(),
         })
     }
@@ -63,7 +67,7 @@ impl Channel {
 
     /// Runs `access` on the channel, then does what its new state calls for: the disk request of the selected drive, a
     /// DMA transfer that can run now, and the interrupt line.
-    fn access<T>(&self, access: impl FnOnce(&mut State) -> (T, Option<DiskCommand>)) -> T {
+    fn access<T>(&self, access: impl FnOnce(&mut State) -> (T, Step)) -> T {
         let mut state = self.lock();
         let selected = state.selected;
         let (result, step) = access(&mut state);
@@ -78,27 +82,35 @@ impl Channel {
         // A transfer that failed or was stopped leaves the rest of its table.
         let moved = drive.runs_dma() && outcome.is_ok();
         let step = drive.completed(outcome);
-        if moved {
+        // It may take more requests to fill the memory that was offered.
+        if moved && !drive.runs_dma() {
             state.end_dma();
         }
         self.follow(&mut state, index, step);
     }
 
     /// What every event ends with.
-    fn follow(&self, state: &mut State, index: usize, step: Option<DiskCommand>) {
+    fn follow(&self, state: &mut State, index: usize, step: Step) {
         self.submit(state, index, step);
         if let Some((index, step)) = state.run_dma() {
             self.submit(state, index, step);
         }
         state.drive_line();
+        self.dma_state.set(state.start_awaited(), state.bus_master.started());
     }
 
-    fn submit(&self, state: &mut State, index: usize, step: Option<DiskCommand>) {
-        let (Some(command), Some(drive)) = (step, &state.drives[index]) else {
+    /// What can be seen of the bus master without the channel's lock.
+    pub(super) fn dma_state(&self) -> &DmaState {
+        &self.dma_state
+    }
+
+    fn submit(&self, state: &mut State, index: usize, step: Step) {
+        let Some(command) = step else { return };
+        let Some(disk) = state.drives[index].as_ref().and_then(Drive::disk) else {
             return;
         };
         let channel = self.itself.clone();
-        drive.disk().submit(Request {
+        disk.submit(Request {
             command,
             done: Box::new(move |outcome| {
                 if let Some(channel) = channel.upgrade() {
@@ -106,6 +118,14 @@ impl Channel {
                 }
             }),
         });
+    }
+
+    /// Does something with a CD-ROM drive that is not the guest's doing. `None` if the drive is none.
+    pub(super) fn with_cd_rom<T>(&self, index: usize, act: impl FnOnce(&mut CdRom) -> T) -> Option<T> {
+        self.access(|state| {
+            let drive = state.drives[index].as_mut().and_then(Drive::cd_rom_mut);
+            (drive.map(act), None)
+        })
     }
 
     /// Follows the bus-master bit of the PCI command register. A transfer that waited for it begins.
@@ -138,6 +158,11 @@ impl Channel {
 }
 
 impl State {
+    /// Whether a drive has a DMA command and waits for the bus master.
+    fn start_awaited(&self) -> bool {
+        self.drives.iter().flatten().any(|drive| drive.dma_request().is_some())
+    }
+
     fn selected(&mut self) -> Option<&mut Drive> {
         self.drives[self.selected].as_mut()
     }
@@ -163,6 +188,9 @@ impl State {
         }
         match (register, self.responder()) {
             (_, None) => NOBODY,
+            // A packet device does not lend its registers: its signature would be taken for that of a second one
+            // (ATA/ATAPI-6, table 18).
+            (_, Some(drive)) if absent && drive.is_packet_device() => 0,
             (offset::STATUS_COMMAND | offset::ERROR_FEATURES, Some(_)) if absent => 0,
             (offset::STATUS_COMMAND, Some(drive)) => drive.status().bits(),
             // A busy drive shows its status in every register, as drives do (ATA/ATAPI-6, 7.15.6.1).
@@ -187,7 +215,7 @@ impl State {
 
     /// A write to the command block, but for the data register. Both drives take it; only the selected one has to be
     /// at rest (ATA/ATAPI-6, 7.2: the registers shall not be written while BSY or DRQ is set; it is ignored here).
-    fn write_register(&mut self, register: u16, value: u8) -> Option<DiskCommand> {
+    fn write_register(&mut self, register: u16, value: u8) -> Step {
         self.control.remove(DeviceControl::HOB);
         if register == offset::STATUS_COMMAND {
             return self.command(value);
@@ -206,7 +234,7 @@ impl State {
         None
     }
 
-    fn command(&mut self, opcode: u8) -> Option<DiskCommand> {
+    fn command(&mut self, opcode: u8) -> Step {
         if opcode == EXECUTE_DEVICE_DIAGNOSTIC && !self.engaged() {
             self.diagnose();
             return None;
@@ -273,7 +301,7 @@ enum DmaError {
 /// The bus master's work.
 impl State {
     /// Begins the DMA transfer for which drive and bus master are ready, in whichever order they became so.
-    fn run_dma(&mut self) -> Option<(usize, Option<DiskCommand>)> {
+    fn run_dma(&mut self) -> Option<(usize, Step)> {
         if !self.bus_master.active() || !self.mastering {
             return None;
         }
@@ -290,7 +318,7 @@ impl State {
                 return None;
             }
         };
-        // A table too short for a sector moves nothing; the drive goes on waiting.
+        // A table too short for a granule moves nothing; the drive goes on waiting.
         let step = if buffer.is_empty() { None } else { drive.run_dma(buffer) };
         if !drive.runs_dma() {
             self.end_dma();
@@ -298,13 +326,15 @@ impl State {
         Some((index, step))
     }
 
-    /// The memory for the next part of a transfer: all that is asked for, or as many whole sectors as the table has.
+    /// The memory for the next part of a transfer: all that is asked for, or as many whole granules as the table has.
     fn regions(&mut self, request: DmaRequest) -> Result<Buffer, DmaError> {
         if self.bus_master.command.contains(BusMasterCommand::TO_MEMORY) != request.to_memory {
             return Err(DmaError::Direction);
         }
         let mut regions = prd::read(&self.memory, self.bus_master.table, request.bytes)?;
-        regions.truncate(regions.length - regions.length % SECTOR_SIZE as usize);
+        if regions.length < request.bytes {
+            regions.truncate(regions.length - regions.length % request.granule);
+        }
         self.bus_master.last_of_table = regions.exhausted;
         Ok(Buffer::from_guest(&self.memory, regions.ranges)?)
     }
@@ -351,7 +381,7 @@ impl CommandBlock {
 
 impl State {
     /// One read of the data register, which is 16 bits wide: a byte read takes a word, and drops its high half.
-    fn read_data(&mut self, data: &mut [u8]) -> Option<DiskCommand> {
+    fn read_data(&mut self, data: &mut [u8]) -> Step {
         let mut word = [0; 2];
         let byte_wide = data.len() == 1;
         let target = if byte_wide { &mut word[..] } else { &mut *data };
@@ -363,7 +393,7 @@ impl State {
         step
     }
 
-    fn write_data(&mut self, data: &[u8]) -> Option<DiskCommand> {
+    fn write_data(&mut self, data: &[u8]) -> Step {
         self.control.remove(DeviceControl::HOB);
         let drive = self.selected()?;
         match *data {

@@ -152,8 +152,9 @@ impl RestingFile {
                 break;
             }
             let (start, end) = (survivor.offset.max(offset), survivor_end.min(end));
-            target[(start - offset) as usize..(end - offset) as usize]
-                .copy_from_slice(&survivor.content[(start - survivor.offset) as usize..(end - survivor.offset) as usize]);
+            target[(start - offset) as usize..(end - offset) as usize].copy_from_slice(
+                &survivor.content[(start - survivor.offset) as usize..(end - survivor.offset) as usize],
+            );
         }
         Ok(())
     }

@@ -55,7 +55,7 @@ enum Layer {
 
 /// A run of bytes of a disk that are stored alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Extent {
+pub struct MapEntry {
     /// Bytes.
     pub length: u64,
     /// In which image of the chain: 0 is the uppermost.
@@ -105,7 +105,8 @@ impl ImageAtRest {
                 (Layer::Raw(file), None)
             }
             Format::Qcow2 => {
-                let layer = Qcow2Layer::open(file, options.snapshot.as_deref(), !options.written_by_us).map_err(fail)?;
+                let layer =
+                    Qcow2Layer::open(file, options.snapshot.as_deref(), !options.written_by_us).map_err(fail)?;
                 let below = options.with_backing.then(|| layer.header.backing.as_ref()).flatten();
                 let backing = match below {
                     None => None,
@@ -203,12 +204,12 @@ impl ImageAtRest {
     }
 
     /// How the bytes from `offset` on are stored, and how many of them, at most `length` (which is not 0), alike.
-    pub fn extent(&self, offset: u64, length: u64) -> Result<Extent, DiskError> {
+    pub fn extent(&self, offset: u64, length: u64) -> Result<MapEntry, DiskError> {
         self.extent_above(offset, length, usize::MAX)
     }
 
     /// As [`ImageAtRest::extent`], in the uppermost `layers` images only. What is further below is not present.
-    pub fn extent_above(&self, offset: u64, length: u64, layers: usize) -> Result<Extent, DiskError> {
+    pub fn extent_above(&self, offset: u64, length: u64, layers: usize) -> Result<MapEntry, DiskError> {
         let (mut image, mut depth, mut length) = (self, 0, length);
         loop {
             let (stored, run) = image.lookup(offset, length)?;
@@ -228,7 +229,11 @@ impl ImageAtRest {
             Layer::Raw(file) => {
                 let data = file.next_data(offset);
                 Ok(if data > offset || offset >= file.length() {
-                    let length = if data >= file.length() { length } else { length.min(data - offset) };
+                    let length = if data >= file.length() {
+                        length
+                    } else {
+                        length.min(data - offset)
+                    };
                     (Stored::Zero { host: Some(offset) }, length)
                 } else {
                     let hole = file.next_hole(offset).max(offset + 1);
@@ -267,7 +272,7 @@ impl ImageAtRest {
     }
 }
 
-fn extent_of(stored: Stored, length: u64, depth: usize) -> Extent {
+fn extent_of(stored: Stored, length: u64, depth: usize) -> MapEntry {
     let (present, zero, data, compressed, host) = match stored {
         Stored::Elsewhere => (false, true, false, false, None),
         Stored::Zero { host } => (true, true, false, false, host),
@@ -275,7 +280,7 @@ fn extent_of(stored: Stored, length: u64, depth: usize) -> Extent {
         Stored::Hole { host } => (true, true, true, false, Some(host)),
         Stored::Compressed { .. } => (true, false, true, true, None),
     };
-    Extent {
+    MapEntry {
         length,
         depth,
         present,

@@ -10,11 +10,11 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::file::failed;
+use crate::DiskError;
 use crate::qcow2::create::{CreateOptions, Layout};
 use crate::qcow2::entry::{COPIED, ZERO};
 use crate::qcow2::header::HeaderError;
 use crate::qcow2::refcount::{get_refcount, set_refcount};
-use crate::DiskError;
 
 /// A compressed cluster's flag in its L2 entry.
 const COMPRESSED: u64 = 1 << 62;
@@ -206,7 +206,9 @@ impl NewImage {
         let end = state.cursor << bits;
         drop(state);
         // The last cluster may not have been written to its end, and what was written may have been zeros left out.
-        self.file.set_len(end).map_err(|error| failed("set length", end, error))?;
+        self.file
+            .set_len(end)
+            .map_err(|error| failed("set length", end, error))?;
         Ok(self.file)
     }
 

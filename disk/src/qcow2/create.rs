@@ -113,7 +113,12 @@ impl CreateOptions {
             image[table_at + block * 8..][..8].copy_from_slice(&offset.to_be_bytes());
         }
         for cluster in 0..layout.end as usize {
-            set_refcount(&mut image[blocks_at..l1_at.max(blocks_at)], cluster, self.refcount_order, 1);
+            set_refcount(
+                &mut image[blocks_at..l1_at.max(blocks_at)],
+                cluster,
+                self.refcount_order,
+                1,
+            );
         }
         Header::parse(&image[..cluster_size])?;
         Ok(image)
@@ -137,10 +142,20 @@ impl CreateOptions {
         }
         let l1_entries = super::header::l1_entries_for(self.size, self.cluster_bits);
         if l1_entries * 8 > super::header::MAX_L1_BYTES {
-            return refuse("l1_size", 36, l1_entries.to_string(), "an L1 table of at most 32 MiB; larger clusters need less");
+            return refuse(
+                "l1_size",
+                36,
+                l1_entries.to_string(),
+                "an L1 table of at most 32 MiB; larger clusters need less",
+            );
         }
         if self.version < 3 && self.refcount_order != 4 {
-            return refuse("refcount_order", 96, self.refcount_order.to_string(), "4 (16 bits) in version 2");
+            return refuse(
+                "refcount_order",
+                96,
+                self.refcount_order.to_string(),
+                "4 (16 bits) in version 2",
+            );
         }
         if self.version < 3 && self.lazy_refcounts {
             return refuse("compatible_features", 80, "lazy refcounts".into(), "none in version 2");
@@ -152,7 +167,12 @@ impl CreateOptions {
             backing.name.len() + backing.format.as_ref().map_or(0, String::len).next_multiple_of(8)
         });
         if NEW_HEADER_LENGTH as usize + 16 + names > self.cluster_size() as usize {
-            return refuse("backing_file_size", 16, names.to_string(), "a name that fits into the first cluster");
+            return refuse(
+                "backing_file_size",
+                16,
+                names.to_string(),
+                "a name that fits into the first cluster",
+            );
         }
         Ok(())
     }

@@ -92,7 +92,11 @@ impl<'a> Findings<'a> {
     }
 
     pub(super) fn unaligned(&mut self, flagged: Flagged, at: u64, host: u64) {
-        let what = if flagged == Flagged::L1 { "L2 table" } else { "Data cluster" };
+        let what = if flagged == Flagged::L1 {
+            "L2 table"
+        } else {
+            "Data cluster"
+        };
         let level = if flagged == Flagged::L1 { "L1" } else { "L2" };
         self.corruption(format!(
             "ERROR offset={host:x}: {what} is not properly aligned; {level} entry corrupted (at {at:#x})"

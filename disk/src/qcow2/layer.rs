@@ -182,7 +182,10 @@ impl Qcow2Layer {
         )?;
         let per_block = (cluster_size as usize * 8) >> self.header.refcount_order;
         let mut used = 0;
-        for block in words(&table).into_iter().filter(|block| *block != 0 && *block < self.image_end) {
+        for block in words(&table)
+            .into_iter()
+            .filter(|block| *block != 0 && *block < self.image_end)
+        {
             if self.file.is_hole(block, cluster_size) {
                 continue;
             }

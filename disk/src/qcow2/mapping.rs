@@ -26,8 +26,8 @@ pub(super) struct Extent {
 pub(super) enum Kind {
     /// In the backing file; without one they are zeros.
     Unallocated,
-    /// They are zeros.
-    Zero,
+    /// They are zeros. Byte `host` of the image file and following may be reserved for them.
+    Zero { host: Option<u64> },
     /// At byte `host` of the image file and following. `in_place`: they may be overwritten there.
     Data { host: u64, in_place: bool },
     /// Compressed in `length` bytes at byte `host`; one cluster.
@@ -63,6 +63,9 @@ impl Qcow2 {
             Kind::Data { host, in_place } => Kind::Data {
                 host: host + within,
                 in_place,
+            },
+            Kind::Zero { host: Some(host) } => Kind::Zero {
+                host: Some(host + within),
             },
             other => other,
         };
@@ -232,7 +235,7 @@ impl Qcow2 {
     fn kind(&self, slice: Slice, cluster: u64, table_is_ours: bool) -> Result<Kind, DiskError> {
         Ok(match self.l2_entry(slice, cluster)? {
             L2Entry::Unallocated => Kind::Unallocated,
-            L2Entry::Zero { .. } => Kind::Zero,
+            L2Entry::Zero { host } => Kind::Zero { host },
             L2Entry::Data { host, copied } => Kind::Data {
                 host,
                 in_place: copied && table_is_ours && !self.read_only,
@@ -247,6 +250,9 @@ impl Qcow2 {
             Kind::Data { host, in_place } => Kind::Data {
                 host: host + (run << self.cluster_bits),
                 in_place,
+            },
+            Kind::Zero { host: Some(host) } => Kind::Zero {
+                host: Some(host + (run << self.cluster_bits)),
             },
             // Two compressed clusters never lie at the same place, so this ends the extent.
             other => other,

@@ -38,7 +38,7 @@ impl Qcow2 {
             };
             match extent.kind {
                 Kind::Data { host, .. } => transfers.push(self.file.read(host, smallvec::smallvec![piece])),
-                Kind::Zero => piece.buffer.zero(piece.range),
+                Kind::Zero { .. } => piece.buffer.zero(piece.range),
                 Kind::Unallocated if self.backing.is_none() => piece.buffer.zero(piece.range),
                 Kind::Unallocated | Kind::Compressed { .. } => elsewhere.push((offset + done, extent.kind, piece)),
             }

@@ -232,9 +232,7 @@ impl Repair<'_> {
         let per_block = (header.cluster_size() * 8) >> header.refcount_order;
         let has_block = |cluster: u64| {
             let block = self.checked.blocks.get((cluster / per_block) as usize);
-            block.is_some_and(|block| {
-                *block != 0 && self.checked.references.get(*block >> header.cluster_bits) == 1
-            })
+            block.is_some_and(|block| *block != 0 && self.checked.references.get(*block >> header.cluster_bits) == 1)
         };
         let mut known = None;
         self.checked.references.iter().all(|(cluster, _)| {
@@ -251,7 +249,13 @@ impl Repair<'_> {
         let header = &self.checked.header;
         let (cluster_size, order) = (header.cluster_size() as usize, header.refcount_order);
         let per_block = (cluster_size * 8) >> order;
-        for (index, &offset) in self.checked.blocks.iter().enumerate().filter(|(_, offset)| **offset != 0) {
+        for (index, &offset) in self
+            .checked
+            .blocks
+            .iter()
+            .enumerate()
+            .filter(|(_, offset)| **offset != 0)
+        {
             let mut block = self.file.metadata(offset, cluster_size)?;
             let mut changed = false;
             for entry in 0..per_block {
@@ -301,7 +305,10 @@ impl Repair<'_> {
                 let before = get_refcount(&block, entry, order);
                 set_refcount(&mut block, entry, order, count.max(before));
             }
-            for cluster in layout.own().filter(|cluster| (start..start + layout.per_block).contains(cluster)) {
+            for cluster in layout
+                .own()
+                .filter(|cluster| (start..start + layout.per_block).contains(cluster))
+            {
                 set_refcount(&mut block, (cluster - start) as usize, order, 1);
             }
             self.file.write(layout.block_offset(position), &block)?;
@@ -337,11 +344,20 @@ impl Repair<'_> {
         let old = &self.checked.header;
         let bits = old.cluster_bits;
         let table = old.refcount_table_offset >> bits;
-        let clusters = (table..table + u64::from(old.refcount_table_clusters))
-            .chain(self.checked.blocks.iter().filter(|block| **block != 0).map(|block| block >> bits));
+        let clusters = (table..table + u64::from(old.refcount_table_clusters)).chain(
+            self.checked
+                .blocks
+                .iter()
+                .filter(|block| **block != 0)
+                .map(|block| block >> bits),
+        );
         let is_only_one = |cluster: &u64| self.checked.references.get(*cluster) == 1;
         for cluster in clusters.filter(is_only_one) {
-            let Some(position) = layout.blocks.iter().position(|index| *index == cluster / layout.per_block) else {
+            let Some(position) = layout
+                .blocks
+                .iter()
+                .position(|index| *index == cluster / layout.per_block)
+            else {
                 continue;
             };
             let at = layout.block_offset(position);
@@ -361,7 +377,10 @@ impl Repair<'_> {
         let mut l1 = self.checked.l1.clone();
         for entry in &mut l1 {
             let table = *entry & 0x00ff_ffff_ffff_fe00;
-            if *entry == 0 || table % cluster_size != 0 || table + cluster_size > self.file.length().next_multiple_of(cluster_size) {
+            if *entry == 0
+                || table % cluster_size != 0
+                || table + cluster_size > self.file.length().next_multiple_of(cluster_size)
+            {
                 continue;
             }
             self.fit_flag(entry, table, give);

@@ -119,7 +119,7 @@ impl Qcow2 {
         }
         let extent = self.lookup(offset, length).await?;
         let is_zero = match extent.kind {
-            Kind::Zero => true,
+            Kind::Zero { .. } => true,
             Kind::Unallocated => self.backing.as_ref().is_none_or(|backing| offset >= backing.capacity()),
             Kind::Data { .. } | Kind::Compressed { .. } => false,
         };

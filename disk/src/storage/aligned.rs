@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use smallvec::smallvec;
 
-use super::{ImageFile, Operation, Piece, Storage, Ticket, total_length};
+use super::{ImageFile, Operation, Piece, Run, Storage, Ticket, total_length};
 use crate::in_flight::InFlight;
 use crate::tasks::Tasks;
 use crate::{Buffer, DiskError};
@@ -127,6 +127,10 @@ impl Storage for AlignedStorage {
 
     fn length(&self) -> io::Result<u64> {
         self.inner.length()
+    }
+
+    fn run(&self, offset: u64, length: u64) -> io::Result<Run> {
+        self.inner.run(offset, length)
     }
 
     fn fresh_reads_zero(&self) -> bool {

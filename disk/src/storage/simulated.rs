@@ -9,7 +9,7 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 
-use super::{Operation, Storage, Ticket, total_length};
+use super::{Operation, Run, Storage, Ticket, total_length};
 
 /// The unit in which a write can tear, in bytes.
 const SECTOR: usize = 512;
@@ -333,6 +333,15 @@ impl Storage for SimulatedDisk {
 
     fn length(&self) -> io::Result<u64> {
         Ok(self.state.borrow().current.len() as u64)
+    }
+
+    /// Nothing is a hole but what is beyond the end.
+    fn run(&self, offset: u64, length: u64) -> io::Result<Run> {
+        let stored = self.length()?.saturating_sub(offset);
+        Ok(Run {
+            is_hole: stored == 0,
+            length: if stored == 0 { length } else { length.min(stored) },
+        })
     }
 
     fn fresh_reads_zero(&self) -> bool {

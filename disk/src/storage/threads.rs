@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use super::{Operation, Storage, Ticket};
+use super::{Operation, Run, Storage, Ticket};
 
 /// How many operations run at once.
 const THREADS: usize = 8;
@@ -156,6 +156,10 @@ impl Storage for PooledFile {
 
     fn length(&self) -> io::Result<u64> {
         super::file_length(&self.file)
+    }
+
+    fn run(&self, offset: u64, length: u64) -> io::Result<Run> {
+        super::file_run(&self.file, offset, length)
     }
 
     fn fresh_reads_zero(&self) -> bool {

@@ -13,7 +13,7 @@ use std::rc::Rc;
 use io_uring::{IoUring, opcode, squeue, types};
 use smallvec::SmallVec;
 
-use super::{Operation, Segments, Storage, Ticket};
+use super::{Operation, Run, Segments, Storage, Ticket};
 
 /// Entries of the submission queue. More operations than this can be in flight; they are submitted in batches.
 const QUEUE_DEPTH: u32 = 256;
@@ -183,6 +183,10 @@ impl Storage for UringFile {
 
     fn length(&self) -> io::Result<u64> {
         super::file_length(&self.file)
+    }
+
+    fn run(&self, offset: u64, length: u64) -> io::Result<Run> {
+        super::file_run(&self.file, offset, length)
     }
 
     fn fresh_reads_zero(&self) -> bool {

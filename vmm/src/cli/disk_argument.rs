@@ -1,20 +1,26 @@
-//! `--disk PATH[,format=qcow2|raw][,slot=hda..hdd][,readonly][,root][,cache=...][,discard=...][,detect-zeroes=...]`
+//! `--disk PATH[,format=qcow2|raw][,slot=hda..hdd][,readonly][,root][,cache=...][,discard=...][,detect-zeroes=...]
+//! [,bps=...][,iops=...][,inject=...]`
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 
-use disk::{CacheMode, DetectZeroes, Discard, Format, OptionError};
+use disk::{
+    CacheMode, DetectZeroes, Discard, Disk, Format, InjectingDisk, Injection, InjectionError, LimitError, Limits,
+    OpenOptions, OptionError, ThrottledDisk,
+};
 
 /// Where an IDE drive is plugged in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot(usize);
 
-/// In the order of the chipset: primary master and slave, secondary master and slave.
-const SLOT_NAMES: [&str; Slot::COUNT] = ["hda", "hdb", "hdc", "hdd"];
-
 impl Slot {
     /// How many there are.
     pub const COUNT: usize = 4;
+
+    /// In the order of the chipset: primary master and slave, secondary master and slave.
+    pub const NAMES: [&str; Slot::COUNT] = ["hda", "hdb", "hdc", "hdd"];
 
     /// 0 is hda.
     pub fn index(self) -> usize {
@@ -23,7 +29,7 @@ impl Slot {
 
     /// `hda` to `hdd`.
     pub fn name(self) -> &'static str {
-        SLOT_NAMES[self.0]
+        Slot::NAMES[self.0]
     }
 }
 
@@ -46,6 +52,10 @@ pub struct DiskArgument {
     pub discard: Discard,
     /// Whether writes of zeros are stored as such.
     pub detect_zeroes: DetectZeroes,
+    /// How fast it may be.
+    pub limits: Limits,
+    /// Where it fails or dawdles, for tests of a guest.
+    pub injections: Vec<Injection>,
 }
 
 /// A `--disk` that does not read as one.
@@ -56,18 +66,24 @@ pub enum DiskArgumentError {
     NoPath,
     /// No such option.
     #[error(
-        "unknown option \"{0}\"; there are format=qcow2|raw, slot=hda..hdd, readonly, root, cache=, discard= and detect-zeroes= (a comma in the path is written twice)"
+        "unknown option \"{0}\"; there are format=qcow2|raw, slot=hda..hdd, readonly, root, cache=, discard=, detect-zeroes=, bps=, iops= and inject= (a comma in the path is written twice)"
     )]
     UnknownOption(String),
     /// An option that was said before.
     #[error("\"{0}\" is said twice")]
-    Twice(&'static str),
+    Twice(String),
     /// A format that is not known.
     #[error("format \"{0}\" is not known; say qcow2 or raw")]
     Format(String),
     /// A value that an option does not have.
     #[error("{0}")]
     Value(OptionError),
+    /// A speed limit that cannot be.
+    #[error("{0}")]
+    Limit(LimitError),
+    /// An injection that is not understood.
+    #[error("{0}")]
+    Injection(InjectionError),
     /// A slot that is not there.
     #[error("there is no slot \"{0}\"; say hda, hdb, hdc or hdd")]
     Slot(String),
@@ -76,6 +92,18 @@ pub enum DiskArgumentError {
 impl From<OptionError> for DiskArgumentError {
     fn from(error: OptionError) -> Self {
         DiskArgumentError::Value(error)
+    }
+}
+
+impl From<LimitError> for DiskArgumentError {
+    fn from(error: LimitError) -> Self {
+        DiskArgumentError::Limit(error)
+    }
+}
+
+impl From<InjectionError> for DiskArgumentError {
+    fn from(error: InjectionError) -> Self {
+        DiskArgumentError::Injection(error)
     }
 }
 
@@ -93,6 +121,9 @@ impl FromStr for DiskArgument {
         let mut read_only = None;
         let mut root = None;
         let (mut cache, mut discard, mut detect_zeroes) = (None, None, None);
+        let mut limits = Limits::default();
+        let mut limited = BTreeSet::new();
+        let mut injections = Vec::new();
         for field in fields {
             let (name, value) = match field.split_once('=') {
                 Some((name, value)) => (name, Some(value)),
@@ -106,9 +137,16 @@ impl FromStr for DiskArgument {
                 ("detect-zeroes", Some(value)) => set(&mut detect_zeroes, "detect-zeroes", value.parse()?)?,
                 ("readonly", None) => set(&mut read_only, "readonly", true)?,
                 ("root", None) => set(&mut root, "root", true)?,
+                ("inject", Some(value)) => injections.push(value.parse()?),
+                (name, Some(value)) if limits.set(name, value)? => {
+                    if !limited.insert(name.to_owned()) {
+                        return Err(DiskArgumentError::Twice(name.to_owned()));
+                    }
+                }
                 _ => return Err(DiskArgumentError::UnknownOption(field)),
             }
         }
+        limits.check()?;
         Ok(Self {
             path: path.into(),
             format: format.unwrap_or(Format::Qcow2),
@@ -118,7 +156,33 @@ impl FromStr for DiskArgument {
             cache: cache.unwrap_or_default(),
             discard: discard.unwrap_or_default(),
             detect_zeroes: detect_zeroes.unwrap_or_default(),
+            limits,
+            injections,
         })
+    }
+}
+
+impl DiskArgument {
+    /// How to open the image.
+    pub fn open_options(&self) -> OpenOptions {
+        OpenOptions {
+            read_only: self.read_only,
+            cache: self.cache,
+            discard: self.discard,
+            detect_zeroes: self.detect_zeroes,
+            ..OpenOptions::new(&self.path, self.format)
+        }
+    }
+
+    /// The disk behind what slows it down or makes it fail, if anything does.
+    pub fn decorated(&self, mut disk: Arc<dyn Disk>) -> anyhow::Result<Arc<dyn Disk>> {
+        if !self.injections.is_empty() {
+            disk = Arc::new(InjectingDisk::new(disk, &self.injections));
+        }
+        if !self.limits.is_unlimited() {
+            disk = Arc::new(ThrottledDisk::new(disk, &self.limits)?);
+        }
+        Ok(disk)
     }
 }
 
@@ -138,7 +202,7 @@ fn split_fields(text: &str) -> Vec<String> {
 
 fn set<T>(option: &mut Option<T>, name: &'static str, value: T) -> Result<(), DiskArgumentError> {
     match option.replace(value) {
-        Some(_) => Err(DiskArgumentError::Twice(name)),
+        Some(_) => Err(DiskArgumentError::Twice(name.to_owned())),
         None => Ok(()),
     }
 }
@@ -152,7 +216,7 @@ fn parse_format(text: &str) -> Result<Format, DiskArgumentError> {
 }
 
 fn parse_slot(text: &str) -> Result<Slot, DiskArgumentError> {
-    SLOT_NAMES
+    Slot::NAMES
         .iter()
         .position(|name| *name == text)
         .map(Slot)
@@ -241,6 +305,10 @@ mod tests {
             ("a,root,root", "\"root\" is said twice"),
             ("a,format=vmdk", "format \"vmdk\" is not known"),
             ("a,slot=sda", "there is no slot \"sda\""),
+            ("a,bps=1,bps=2", "\"bps\" is said twice"),
+            ("a,bps=x", "bps=x is not a number"),
+            ("a,iops_max=5", "iops_max=5 must not be below iops=0"),
+            ("a,inject=read", "inject=read: "),
         ];
         for (text, expected) in cases {
             let message = text.parse::<DiskArgument>().expect_err(text).to_string();

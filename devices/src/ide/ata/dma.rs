@@ -19,14 +19,17 @@ impl Drive {
             Dma::Read(transfer) => DmaRequest {
                 to_memory: true,
                 bytes: transfer.bytes(),
+                granule: SECTOR,
             },
             Dma::Write(transfer) => DmaRequest {
                 to_memory: false,
                 bytes: transfer.bytes(),
+                granule: SECTOR,
             },
             Dma::Trim { bytes } => DmaRequest {
                 to_memory: false,
                 bytes: *bytes,
+                granule: SECTOR,
             },
         })
     }

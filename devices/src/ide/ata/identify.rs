@@ -1,65 +1,10 @@
 //! IDENTIFY DEVICE: the 256 words that say what the drive is (ATA8-ACS, 7.16; ATA/ATAPI-6, 8.15).
 
+use super::super::identify_page::{IdentifyPage, VALID};
 use super::features::{DmaMode, Features, MOST_MULTIPLE};
 use super::geometry::Geometry;
 use super::transfer::LBA28_SECTORS;
-use super::{Drive, SECTOR, trim};
-
-/// What a user can choose of a drive's identity.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    serial: String,
-    model: String,
-    firmware: String,
-    world_wide_name: Option<u64>,
-    /// Whether this is device 1 of its channel.
-    second: bool,
-    /// Whether the other device of the channel is there.
-    accompanied: bool,
-}
-
-/// A string that does not fit its words of IDENTIFY.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{field} {value:?} of {length} characters is not 1 to {most} printable ASCII characters")]
-pub struct IdentityError {
-    field: &'static str,
-    value: String,
-    length: usize,
-    most: usize,
-}
-
-impl Identity {
-    /// An identity for device 0 or, if `second`, device 1 of a channel on which the other device is there or not.
-    pub fn new(
-        serial: &str,
-        model: &str,
-        firmware: &str,
-        world_wide_name: Option<u64>,
-        second: bool,
-        accompanied: bool,
-    ) -> Result<Self, IdentityError> {
-        let checked = |field, value: &str, most| {
-            let printable = value.bytes().all(|byte| (0x20..0x7f).contains(&byte));
-            if printable && (1..=most).contains(&value.len()) {
-                return Ok(value.to_owned());
-            }
-            Err(IdentityError {
-                field,
-                value: value.to_owned(),
-                length: value.chars().count(),
-                most,
-            })
-        };
-        Ok(Self {
-            serial: checked("Serial number", serial, 20)?,
-            model: checked("Model", model, 40)?,
-            firmware: checked("Firmware revision", firmware, 8)?,
-            world_wide_name,
-            second,
-            accompanied,
-        })
-    }
-}
+use super::{Drive, trim};
 
 /// Words 82 and 85: NOP, READ BUFFER, WRITE BUFFER; power management is mandatory.
 const COMMANDS_ALWAYS: u16 = 1 << 14 | 1 << 13 | 1 << 12 | 1 << 3;
@@ -73,47 +18,11 @@ const POWER_MANAGEMENT: u16 = 1 << 3;
 /// Words 84 and 87: WRITE DMA FUA EXT, SMART self-test, SMART error logging.
 const FUA_AND_SELF_TEST: u16 = 1 << 6 | 1 << 1 | 1 << 0;
 const WORLD_WIDE_NAME: u16 = 1 << 8;
-/// In words that a drive without them would leave 0 or all ones: bits 15 and 14 are 01.
-const VALID: u16 = 1 << 14;
-
-/// The page under construction.
-struct Page([u16; 256]);
-
-impl Page {
-    fn set(&mut self, word: usize, value: u16) {
-        self.0[word] = value;
-    }
-
-    /// A number of several words, lowest first.
-    fn set_wide(&mut self, first: usize, words: usize, value: u64) {
-        for index in 0..words {
-            self.0[first + index] = (value >> (16 * index)) as u16;
-        }
-    }
-
-    /// A string: two characters a word, the first in the high byte, padded with spaces.
-    fn set_text(&mut self, first: usize, words: usize, text: &str) {
-        let mut characters = text.bytes().chain(std::iter::repeat(b' '));
-        let mut next = || characters.next().unwrap_or(b' ');
-        for word in &mut self.0[first..first + words] {
-            *word = u16::from_be_bytes([next(), next()]);
-        }
-    }
-
-    /// The bytes as the data register gives them, with the checksum of word 255: all 512 bytes add up to 0.
-    fn into_bytes(mut self) -> Vec<u8> {
-        self.set(255, 0x00a5);
-        let mut bytes: Vec<u8> = self.0.iter().flat_map(|word| word.to_le_bytes()).collect();
-        debug_assert_eq!(bytes.len(), SECTOR);
-        bytes[511] = super::smart::checksum(&bytes[..511]);
-        bytes
-    }
-}
 
 impl Drive {
     /// The data of IDENTIFY DEVICE, as the drive is set now.
     pub(super) fn identify(&self) -> Vec<u8> {
-        let mut page = Page([0; 256]);
+        let mut page = IdentifyPage::new();
         self.describe_identity(&mut page);
         self.describe_capacity(&mut page);
         self.describe_transfers(&mut page);
@@ -121,19 +30,19 @@ impl Drive {
         page.into_bytes()
     }
 
-    fn describe_identity(&self, page: &mut Page) {
+    fn describe_identity(&self, page: &mut IdentifyPage) {
         let identity = &self.identity;
         // A fixed disk, whose IDENTIFY is complete without a spin-up.
         page.set(0, 0x0040);
         page.set(2, 0xc837);
-        page.set_text(10, 10, &identity.serial);
-        page.set_text(23, 4, &identity.firmware);
-        page.set_text(27, 20, &identity.model);
+        page.set_text(10, 10, identity.serial());
+        page.set_text(23, 4, identity.firmware());
+        page.set_text(27, 20, identity.model());
         // ATA/ATAPI-4 to ATA8-ACS, over a parallel cable.
         page.set(80, 0x01f0);
         page.set(222, 0x0001);
         page.set(93, identity.reset_result());
-        if let Some(name) = identity.world_wide_name {
+        if let Some(name) = identity.world_wide_name() {
             for (index, word) in (108..112).enumerate() {
                 page.set(word, (name >> (48 - 16 * index)) as u16);
             }
@@ -142,7 +51,7 @@ impl Drive {
         page.set(217, 0x0001);
     }
 
-    fn describe_capacity(&self, page: &mut Page) {
+    fn describe_capacity(&self, page: &mut IdentifyPage) {
         let capacity = self.capacity();
         let default = Geometry::default_for(capacity);
         page.set(1, default.cylinders);
@@ -161,7 +70,7 @@ impl Drive {
         page.set(209, VALID);
     }
 
-    fn describe_transfers(&self, page: &mut Page) {
+    fn describe_transfers(&self, page: &mut IdentifyPage) {
         let Features { dma_mode, .. } = self.features;
         page.set(47, 0x8000 | u16::from(MOST_MULTIPLE));
         page.set(
@@ -187,12 +96,12 @@ impl Drive {
         }
     }
 
-    fn describe_commands(&self, page: &mut Page) {
+    fn describe_commands(&self, page: &mut IdentifyPage) {
         let features = &self.features;
         let on = |set: bool, bit: u16| if set { bit } else { 0 };
         page.set(82, COMMANDS_ALWAYS | READ_AHEAD | WRITE_CACHE | SMART);
         page.set(83, VALID | COMMANDS_48_BIT | ACOUSTIC_MANAGEMENT | POWER_MANAGEMENT);
-        let named = on(self.identity.world_wide_name.is_some(), WORLD_WIDE_NAME);
+        let named = on(self.identity.world_wide_name().is_some(), WORLD_WIDE_NAME);
         page.set(84, VALID | FUA_AND_SELF_TEST | named);
         let enabled = on(features.read_ahead, READ_AHEAD)
             | on(features.write_cache, WRITE_CACHE)
@@ -211,19 +120,5 @@ impl Drive {
             // TRIM. Words 69 and 248 promise nothing of what trimmed sectors read as.
             page.set(169, 0x0001);
         }
-    }
-}
-
-impl Identity {
-    /// Word 93, the result of the hardware reset: jumpers chose the device number, diagnostics passed, and CBLID- tells
-    /// of a 40-conductor cable, which is all that UDMA/33 needs.
-    fn reset_result(&self) -> u16 {
-        let by_jumper_and_present = 0x0003;
-        if self.second {
-            return VALID | by_jumper_and_present << 8 | 1 << 11;
-        }
-        // Device 0 passed; and it saw device 1 (DASP-, PDIAG-), or answers in its place.
-        let device_1 = if self.accompanied { 1 << 5 | 1 << 4 } else { 1 << 6 };
-        VALID | by_jumper_and_present | 1 << 3 | device_1
     }
 }

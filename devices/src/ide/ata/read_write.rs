@@ -2,9 +2,10 @@
 
 use disk::{Buffer, Command as DiskCommand};
 
+use super::super::data_block::DataBlock;
 use super::command::Protocol;
 use super::power::PowerMode;
-use super::transfer::{Block, Transfer};
+use super::transfer::Transfer;
 use super::{Dma, Drive, Failure, Phase, SECTOR, Sink, Step, VERIFY_SECTORS};
 
 impl Drive {
@@ -70,7 +71,7 @@ impl Drive {
     /// Asks the guest for the next block of a PIO write.
     pub(super) fn take_block(&mut self, transfer: Transfer, interrupt: bool) {
         self.phase = Phase::DataOut {
-            block: Block::empty(transfer.block_bytes()),
+            block: DataBlock::empty(transfer.block_bytes()),
             sink: Sink::Disk(transfer),
         };
         self.request_data(interrupt);

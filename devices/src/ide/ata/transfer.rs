@@ -1,4 +1,4 @@
-//! What a read or write command addresses, and the block that PIO moves at a time.
+//! What a read or write command addresses.
 
 use disk::SECTOR_SIZE;
 
@@ -94,47 +94,5 @@ impl Transfer {
         self.lba += u64::from(sectors);
         self.sectors -= sectors;
         self
-    }
-}
-
-/// A block of data on its way through the data register.
-pub(super) struct Block {
-    bytes: Vec<u8>,
-    at: usize,
-}
-
-impl Block {
-    /// A block for the host to read.
-    pub(super) fn full(bytes: Vec<u8>) -> Self {
-        Self { bytes, at: 0 }
-    }
-
-    /// A block of `length` bytes for the host to fill.
-    pub(super) fn empty(length: usize) -> Self {
-        Self::full(vec![0; length])
-    }
-
-    /// Whether all of it has passed.
-    pub(super) fn done(&self) -> bool {
-        self.at == self.bytes.len()
-    }
-
-    /// The content.
-    pub(super) fn into_bytes(self) -> Vec<u8> {
-        self.bytes
-    }
-
-    /// The next bytes, as many as `data` takes and the block has.
-    pub(super) fn read(&mut self, data: &mut [u8]) {
-        let length = data.len().min(self.bytes.len() - self.at);
-        data[..length].copy_from_slice(&self.bytes[self.at..self.at + length]);
-        self.at += length;
-    }
-
-    /// The inverse of [`Block::read`].
-    pub(super) fn write(&mut self, data: &[u8]) {
-        let length = data.len().min(self.bytes.len() - self.at);
-        self.bytes[self.at..self.at + length].copy_from_slice(&data[..length]);
-        self.at += length;
     }
 }
