@@ -6,12 +6,14 @@
 
 mod cache;
 pub(crate) mod cache_memory;
+pub(crate) mod change_backing;
 pub(crate) mod check;
 pub(crate) mod compress;
 mod compressed;
 mod counts;
 pub(crate) mod create;
 mod discard;
+mod empty;
 pub(crate) mod entry;
 pub(crate) mod findings;
 pub(crate) mod header;
