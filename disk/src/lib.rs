@@ -34,6 +34,8 @@ mod disk;
 mod engine;
 #[doc(hidden)]
 pub mod five_steps;
+#[doc(hidden)]
+pub mod fuzzing;
 mod image;
 mod in_flight;
 mod inject;

@@ -241,11 +241,14 @@ fn decode_header(bytes: &[u8], identity: Identity) -> Result<Shape, CacheError> 
     }
     let (slice_size, slots) = (u64_at(bytes, length - 24) as usize, u64_at(bytes, length - 16) as usize);
     // The checksum is no protection against malice; these are.
+    if !(512..=MAX_SLICE_SIZE).contains(&slice_size) {
+        return Err(CacheError::Header);
+    }
     let slots_fit = slots
         .checked_mul(INDEX_ENTRY + slice_size)
         .is_some_and(|length| length < bytes.len());
     let shape = Shape { slice_size, slots };
-    if !(512..=MAX_SLICE_SIZE).contains(&slice_size) || !slots_fit || shape.length() > bytes.len() {
+    if !slots_fit || shape.length() > bytes.len() {
         return Err(CacheError::Header);
     }
     if bytes[..length] != encode_header(shape, identity)[..] {
