@@ -1,6 +1,7 @@
 //! `cargo xtask`: boots guests, runs every test, and sets up what both need.
 
 mod boot;
+mod fuzz;
 mod nested;
 mod progress;
 mod setup;
@@ -21,6 +22,7 @@ enum Chore {
     Setup(setup::Options),
     Nested(nested::Options),
     Simulate(simulate::Options),
+    Fuzz(fuzz::Options),
 }
 
 fn main() -> ExitCode {
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
         Chore::Setup(options) => setup::setup(&options).map(|()| ExitCode::SUCCESS),
         Chore::Nested(options) => nested::nested(&options),
         Chore::Simulate(options) => simulate::simulate(&options),
+        Chore::Fuzz(options) => fuzz::fuzz(&options),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

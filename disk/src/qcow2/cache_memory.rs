@@ -327,6 +327,20 @@ mod tests {
     }
 
     #[test]
+    fn a_geometry_that_overflows_is_refused() {
+        for (slice_size, slots) in [
+            (usize::MAX, 1),
+            (0, usize::MAX),
+            (512, usize::MAX),
+            (4096, usize::MAX / 4096),
+        ] {
+            let mut bytes = encode_header(Shape { slice_size, slots }, identity());
+            bytes.resize(2 * PAGE, 0);
+            assert_eq!(survivors(&bytes, identity()).err(), Some(CacheError::Header));
+        }
+    }
+
+    #[test]
     fn damage_is_noticed() {
         let memory = memory();
         memory.announce_dirty(0, 0x5_0000, Class::L1Table);
