@@ -1,5 +1,6 @@
 //! `cargo xtask`: boots guests, runs every test, and sets up what both need.
 
+mod bench;
 mod boot;
 mod fuzz;
 mod nested;
@@ -23,6 +24,7 @@ enum Chore {
     Nested(nested::Options),
     Simulate(simulate::Options),
     Fuzz(fuzz::Options),
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
         Chore::Nested(options) => nested::nested(&options),
         Chore::Simulate(options) => simulate::simulate(&options),
         Chore::Fuzz(options) => fuzz::fuzz(&options),
+        Chore::Bench(options) => bench::bench(&options),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
