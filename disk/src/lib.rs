@@ -38,6 +38,8 @@ mod engine;
 pub mod failpoint;
 #[doc(hidden)]
 pub mod five_steps;
+#[doc(hidden)]
+pub mod fuzzing;
 mod image;
 mod in_flight;
 mod inject;

@@ -4,7 +4,7 @@
 //! when metadata reaches the image file is decided in [`write_back`]; which requests wait for each other, in
 //! [`in_flight`](crate::in_flight). Everything below [`header`] and [`entry`] is pure: bytes in, structures out.
 
-mod cache;
+pub(crate) mod cache;
 pub(crate) mod cache_memory;
 pub(crate) mod change_backing;
 pub(crate) mod check;

@@ -2,6 +2,7 @@
 
 mod bench;
 mod boot;
+mod fuzz;
 mod nested;
 mod progress;
 mod setup;
@@ -23,6 +24,7 @@ enum Chore {
     Setup(setup::Options),
     Nested(nested::Options),
     Simulate(simulate::Options),
+    Fuzz(fuzz::Options),
 }
 
 fn main() -> ExitCode {
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
         Chore::Setup(options) => setup::setup(&options).map(|()| ExitCode::SUCCESS),
         Chore::Nested(options) => nested::nested(&options),
         Chore::Simulate(options) => simulate::simulate(&options),
+        Chore::Fuzz(options) => fuzz::fuzz(&options),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

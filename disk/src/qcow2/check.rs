@@ -71,11 +71,7 @@ struct Check<'a, 'f> {
 }
 
 /// Checks the image. What is found is reported; the error is one that ends the check.
-pub(super) fn check(
-    file: &RestingFile,
-    header: &Header,
-    findings: &mut Findings<'_>,
-) -> Result<Checked, DiskError> {
+pub(super) fn check(file: &RestingFile, header: &Header, findings: &mut Findings<'_>) -> Result<Checked, DiskError> {
     let mut check = Check {
         file,
         findings,
@@ -147,10 +143,12 @@ impl Check<'_, '_> {
         }
         for (index, block) in blocks.iter_mut().enumerate().filter(|(_, block)| **block != 0) {
             if *block % header.cluster_size() != 0 || *block >= 1 << 56 {
-                self.findings.bad_refcount_block(index as u64, *block, "is not cluster aligned");
+                self.findings
+                    .bad_refcount_block(index as u64, *block, "is not cluster aligned");
                 *block = 0;
             } else if *block + header.cluster_size() > self.image_end {
-                self.findings.bad_refcount_block(index as u64, *block, "is outside image");
+                self.findings
+                    .bad_refcount_block(index as u64, *block, "is outside image");
                 *block = 0;
             } else {
                 let cluster = *block >> header.cluster_bits;
@@ -172,7 +170,13 @@ impl Check<'_, '_> {
         let per_block = (cluster_size * 8) >> order;
         let mut block = vec![0; cluster_size as usize];
         let mut refcounts = Counts::default();
-        for (index, &offset) in self.checked.blocks.iter().enumerate().filter(|(_, offset)| **offset != 0) {
+        for (index, &offset) in self
+            .checked
+            .blocks
+            .iter()
+            .enumerate()
+            .filter(|(_, offset)| **offset != 0)
+        {
             if self.file.is_hole(offset, cluster_size) {
                 continue;
             }
@@ -204,11 +208,7 @@ impl Check<'_, '_> {
     }
 
     /// All L2 tables, each once, by where they lie.
-    fn l2_tables(
-        &mut self,
-        header: &Header,
-        snapshots: &[SnapshotRecord],
-    ) -> Result<BTreeMap<u64, Weight>, DiskError> {
+    fn l2_tables(&mut self, header: &Header, snapshots: &[SnapshotRecord]) -> Result<BTreeMap<u64, Weight>, DiskError> {
         let mut tables = HashMap::new();
         let l1_bytes = u64::from(header.l1_size) * 8;
         if self.refer("active L1 table", header.l1_table_offset, l1_bytes)? {
@@ -294,7 +294,9 @@ impl Check<'_, '_> {
             return Ok(());
         }
         if tables.len() >= MAX_TABLES && !tables.contains_key(&table) {
-            return Err(DiskError::Unsupported("checking an image with more than 524288 L2 tables"));
+            return Err(DiskError::Unsupported(
+                "checking an image with more than 524288 L2 tables",
+            ));
         }
         let counted = tables.entry(table).or_default();
         counted.all += weight;
@@ -430,7 +432,9 @@ impl Check<'_, '_> {
     fn compare_refcounts(&mut self) {
         let (refcounts, references) = (&self.checked.refcounts, &self.checked.references);
         let findings = &mut *self.findings;
-        refcounts.compare(references, |cluster, refcount, count| findings.compare(cluster, refcount, count));
+        refcounts.compare(references, |cluster, refcount, count| {
+            findings.compare(cluster, refcount, count)
+        });
         let end = refcounts.last().max(references.last()).map_or(0, |last| last + 1);
         self.checked.usage.image_end_offset = end << self.checked.header.cluster_bits;
     }

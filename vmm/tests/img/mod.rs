@@ -92,7 +92,9 @@ pub fn judge(row: &Row, images: &Path) -> Result<(), String> {
         Judge::Code => Ok(()),
         Judge::Text => equal(&our.stdout, &their.stdout).map_err(|error| error + &shown()),
         Judge::Json => json_equal(&our.stdout, &their.stdout).map_err(|error| error + &shown()),
-        Judge::Bench => equal(&without_time(&our.stdout), &without_time(&their.stdout)).map_err(|error| error + &shown()),
+        Judge::Bench => {
+            equal(&without_time(&our.stdout), &without_time(&their.stdout)).map_err(|error| error + &shown())
+        }
         Judge::Writes(files) => {
             if row.arguments.contains("--output=json") {
                 json_equal(&our.stdout, &their.stdout).map_err(|error| error + &shown())?;
@@ -106,7 +108,11 @@ pub fn judge(row: &Row, images: &Path) -> Result<(), String> {
 }
 
 fn equal(ours: &[u8], theirs: &[u8]) -> Result<(), String> {
-    if ours == theirs { Ok(()) } else { Err("standard output differs".into()) }
+    if ours == theirs {
+        Ok(())
+    } else {
+        Err("standard output differs".into())
+    }
 }
 
 fn without_time(output: &[u8]) -> Vec<u8> {
@@ -172,13 +178,21 @@ fn files_equal(ours: &Path, theirs: &Path, files: &[&str]) -> Result<(), String>
                 return Err(format!("qemu-img check {name} says {codes:?}"));
             }
         }
-        let compared = Command::new("qemu-img").arg("compare").args([&our, &their]).output().expect("runs");
+        let compared = Command::new("qemu-img")
+            .arg("compare")
+            .args([&our, &their])
+            .output()
+            .expect("runs");
         if !compared.status.success() {
-            let text = String::from_utf8_lossy(&compared.stdout).into_owned() + &String::from_utf8_lossy(&compared.stderr);
+            let text =
+                String::from_utf8_lossy(&compared.stdout).into_owned() + &String::from_utf8_lossy(&compared.stderr);
             return Err(format!("{name}: {text}"));
         }
         let leftovers = fs::read_dir(ours).expect("readable").flatten();
-        if let Some(file) = leftovers.into_iter().find(|file| file.file_name().to_string_lossy().starts_with('.')) {
+        if let Some(file) = leftovers
+            .into_iter()
+            .find(|file| file.file_name().to_string_lossy().starts_with('.'))
+        {
             return Err(format!("{:?} is left over", file.file_name()));
         }
     }
