@@ -14,6 +14,7 @@ use std::sync::atomic::{Ordering, compiler_fence};
 
 use super::cache::Class;
 use crate::Buffer;
+use crate::planted_bug::{Bug, planted};
 
 /// The largest slice, in bytes.
 const MAX_SLICE_SIZE: usize = 4096;
@@ -144,6 +145,9 @@ impl CacheMemory {
     pub(crate) fn announce_dirty(&self, slot: usize, offset: u64, class: Class) {
         let word = offset | (class as u64) << CLASS_SHIFT | DIRTY;
         let at = INDEX_AT + slot * INDEX_ENTRY;
+        if planted(Bug::WordBeforeChecksum) {
+            self.store(at, &word.to_ne_bytes());
+        }
         // The checksum first: until the word itself is stored the slot counts as clean.
         self.store(at + 8, &checksum(&word.to_ne_bytes()).to_ne_bytes());
         self.store(at, &word.to_ne_bytes());

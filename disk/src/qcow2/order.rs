@@ -15,6 +15,7 @@ use std::rc::Rc;
 use super::Qcow2;
 use crate::DiskError;
 use crate::five_steps;
+use crate::planted_bug::{Bug, planted};
 use crate::storage::Pieces;
 
 pub(super) use crate::five_steps::Clusters;
@@ -47,6 +48,13 @@ impl five_steps::Image for Qcow2 {
         image.check_no_metadata_at(start, clusters.count << image.cluster_bits)?;
         let offset = start + content.start;
         let transfer = image.file.write(offset, content.pieces);
+        if planted(Bug::LinkedBeforeWritten) {
+            drop(image.tasks.finish(transfer, ()));
+            return Ok(allocated);
+        }
+        if planted(Bug::NewClustersForgotten) {
+            return transfer.await.map(|()| allocated);
+        }
         image.tasks.finish(transfer, allocated).await
     }
 
@@ -55,6 +63,9 @@ impl five_steps::Image for Qcow2 {
     }
 
     fn quarantine(&self, references: &[Clusters]) {
+        if planted(Bug::LinkForgetsOld) {
+            return;
+        }
         self.write_back.quarantine(references);
     }
 }

@@ -20,6 +20,7 @@ use super::snapshot_table::SnapshotRecord;
 use super::switch::table_of;
 use crate::DiskError;
 use crate::disk::Corruption;
+use crate::planted_bug::{Bug, planted};
 use crate::storage::ImageFile;
 
 /// Writes what a process left behind into its image, in the durable order.
@@ -42,16 +43,21 @@ pub(super) async fn write_survivors(
             }));
         }
     }
-    let stages: [&[Class]; 3] = [
+    let mut stages: [&[Class]; 3] = [
         &[Class::RefcountBlock],
         &[Class::RefcountTable],
         &[Class::L2Table, Class::L1Table],
     ];
+    if planted(Bug::SurvivorLinksFirst) {
+        stages.reverse();
+    }
     for stage in stages {
         for survivor in survivors.iter().filter(|survivor| stage.contains(&survivor.class)) {
             file.write_bytes(survivor.offset, &survivor.content).await?;
         }
-        file.sync().await?;
+        if !planted(Bug::SurvivorsWithoutBarriers) {
+            file.sync().await?;
+        }
     }
     tracing::info!(
         slices = survivors.len(),

@@ -12,6 +12,7 @@ use super::overlap::Structure;
 use crate::DiskError;
 use crate::disk::Corruption;
 use crate::in_flight::InFlight;
+use crate::planted_bug::{Bug, planted};
 
 /// Host offsets have 56 bits.
 const MAX_HOST_OFFSET: u64 = 1 << 56;
@@ -140,7 +141,9 @@ impl Qcow2 {
             set_refcount(&mut bytes, entry, order, 1);
         }
         let changed = first * (1 << order) / 8..((first + count) * (1 << order)).div_ceil(8);
-        self.cache.write(slice, changed.start, &bytes[changed]);
+        if !planted(Bug::RefcountNotRaised) {
+            self.cache.write(slice, changed.start, &bytes[changed]);
+        }
         let clusters = Clusters {
             first: start + (first - index) as u64,
             count: count as u64,
@@ -373,7 +376,9 @@ impl Qcow2 {
         self.image_end.set(self.image_end.get().max(end));
         self.file.write_bytes(blocks_at, &blocks).await?;
         self.file.write_bytes(table_at, &table_bytes).await?;
-        self.sync().await?;
+        if !planted(Bug::TableNamedBeforeDurable) {
+            self.sync().await?;
+        }
         self.forget_cached(Clusters {
             first,
             count: layout.blocks,
