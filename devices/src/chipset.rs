@@ -7,10 +7,13 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::bus::{BusError, PortBus};
 use crate::ide::ata;
+use crate::ide::atapi::{CdRom, Medium, MediumError};
+use crate::ide::cd_rom_handle::CdRomHandle;
 use crate::ide::channel::Channel;
 use crate::ide::controller::{BusMasterObserver, IdeController};
 use crate::ide::drive::Drive;
 use crate::ide::identity::{Identity, IdentityError};
+use crate::ide::kernel_ports::DmaWatch;
 use crate::interrupt::InterruptLine;
 use crate::pci::configuration::{Address, CONFIGURATION_PORTS, ConfigurationPorts, PciFunction};
 use crate::pci::host_bridge::HostBridge;
@@ -34,11 +37,20 @@ pub struct ChipsetConfig {
     /// The interrupts of the primary and the secondary IDE channel: GSI 14 and 15.
     pub ide_lines: [Arc<dyn InterruptLine>; 2],
     /// hda, hdb (primary master and slave), hdc, hdd (secondary).
-    pub drives: [Option<DriveConfig>; 4],
+    pub drives: [Option<Plugged>; 4],
     /// COM1.
     pub serial: Arc<Serial>,
     /// Whom power-off and reset requests reach.
     pub power: Arc<dyn PowerControl>,
+}
+
+/// What is plugged into one end of a cable.
+#[derive(Clone)]
+pub enum Plugged {
+    /// A disk drive.
+    Disk(DriveConfig),
+    /// A CD-ROM drive.
+    CdRom(CdRomConfig),
 }
 
 /// An IDE disk drive.
@@ -69,6 +81,31 @@ impl DriveConfig {
     }
 }
 
+/// An ATAPI CD-ROM drive.
+#[derive(Clone)]
+pub struct CdRomConfig {
+    /// What lies in its tray at first: the 2048-byte blocks of a disc.
+    pub medium: Option<Arc<dyn Disk>>,
+    /// Serial number, up to 20 printable ASCII characters.
+    pub serial: String,
+    /// Model, up to 40 printable ASCII characters, of which INQUIRY shows 16.
+    pub model: String,
+    /// Firmware revision, up to 8 printable ASCII characters, of which INQUIRY shows 4.
+    pub firmware: String,
+}
+
+impl CdRomConfig {
+    /// A drive for slot `index` (0 is hda).
+    pub fn new(medium: Option<Arc<dyn Disk>>, index: usize) -> Self {
+        Self {
+            medium,
+            serial: format!("SPCD{:06}", index + 1),
+            model: "spindle CD-ROM".to_owned(),
+            firmware: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+}
+
 /// A chipset that cannot be built as it was asked for.
 #[derive(Debug, thiserror::Error)]
 pub enum ChipsetError {
@@ -88,6 +125,14 @@ pub enum ChipsetError {
         /// Size of the disk in bytes.
         capacity: u64,
     },
+    /// Something that is no disc.
+    #[error("Drive {slot}: {source}")]
+    Medium {
+        /// hda to hdd.
+        slot: &'static str,
+        /// What is wrong with it.
+        source: MediumError,
+    },
     /// A port range is taken.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -102,6 +147,7 @@ const MOST_SECTORS: u64 = 1 << 48;
 /// The machine's devices. They live as long as the bus that they are on.
 pub struct Chipset {
     ide: Arc<IdeController>,
+    channels: [Arc<Channel>; 2],
 }
 
 impl Chipset {
@@ -118,7 +164,10 @@ impl Chipset {
         bus.insert(COM1_PORTS, "COM1", serial)?;
         bus.insert(CMOS_PORTS, "RTC", Arc::new(Rtc::new(&memory)))?;
         insert_legacy_ports(&bus, &power)?;
-        let ide = Arc::new(build_ide(drives, ide_lines, &memory, &bus)?);
+        let present = drives.each_ref().map(Option::is_some);
+        let channels = build_channels(drives, ide_lines, &memory)?;
+        let populated = [present[0] || present[1], present[2] || present[3]];
+        let ide = Arc::new(IdeController::new(channels.clone(), populated, &bus));
         let functions: [(Address, Arc<dyn PciFunction>); 4] = [
             (slot::HOST_BRIDGE, Arc::new(HostBridge::default())),
             (slot::ISA, Arc::new(IsaBridge::default())),
@@ -128,7 +177,7 @@ impl Chipset {
         let configuration = ConfigurationPorts::new(functions, ResetControl::new(power.clone()));
         bus.insert(CONFIGURATION_PORTS, "PCI configuration", Arc::new(configuration))?;
         bus.insert(PM_PORTS, "ACPI", Arc::new(PowerManagement::new(power)))?;
-        Ok(Self { ide })
+        Ok(Self { ide, channels })
     }
 
     /// Calls `observer` now, and again whenever the guest moves the IDE bus master's ports (BAR4): with the first of
@@ -136,6 +185,18 @@ impl Chipset {
     /// than the bus.
     pub fn observe_bus_master(&self, observer: BusMasterObserver) {
         self.ide.observe_bus_master(observer);
+    }
+
+    /// What can be seen of the IDE bus masters without a lock.
+    pub fn dma_watch(&self) -> DmaWatch {
+        self.ide.dma_watch()
+    }
+}
+
+impl Chipset {
+    /// The CD-ROM drive in `slot` (0 is hda), if there is one.
+    pub fn cd_rom(&self, slot: usize) -> Option<CdRomHandle> {
+        CdRomHandle::of(self.channels.get(slot / 2)?, slot % 2)
     }
 }
 
@@ -155,31 +216,46 @@ fn insert_legacy_ports(bus: &PortBus, power: &Arc<dyn PowerControl>) -> Result<(
     bus.insert(EDGE_LEVEL_PORTS, "ELCR", Arc::new(EdgeLevelControl::default()))
 }
 
-fn build_ide(
-    configs: [Option<DriveConfig>; 4],
+fn build_channels(
+    plugged: [Option<Plugged>; 4],
     lines: [Arc<dyn InterruptLine>; 2],
     memory: &GuestMemoryMmap,
-    bus: &Arc<PortBus>,
-) -> Result<IdeController, ChipsetError> {
-    let present = configs.each_ref().map(Option::is_some);
+) -> Result<[Arc<Channel>; 2], ChipsetError> {
+    let present = plugged.each_ref().map(Option::is_some);
     let mut drives = [None, None, None, None];
-    for (index, config) in configs.into_iter().enumerate() {
+    for (index, plugged) in plugged.into_iter().enumerate() {
         let accompanied = present[index ^ 1];
-        drives[index] = config
-            .map(|config| build_drive(&config, index, accompanied))
-            .transpose()?;
+        drives[index] = match plugged {
+            None => None,
+            Some(Plugged::Disk(config)) => Some(build_disk(&config, index, accompanied)?),
+            Some(Plugged::CdRom(config)) => Some(build_cd_rom(&config, index, accompanied)?),
+        };
     }
     let [hda, hdb, hdc, hdd] = drives;
     let [first, second] = lines;
-    let channels = [
+    Ok([
         Channel::new([hda, hdb], first, memory.clone()),
         Channel::new([hdc, hdd], second, memory.clone()),
-    ];
-    let populated = [present[0] || present[1], present[2] || present[3]];
-    Ok(IdeController::new(channels, populated, bus))
+    ])
 }
 
-fn build_drive(config: &DriveConfig, index: usize, accompanied: bool) -> Result<Drive, ChipsetError> {
+fn build_cd_rom(config: &CdRomConfig, index: usize, accompanied: bool) -> Result<Drive, ChipsetError> {
+    let slot = SLOTS[index];
+    let medium = config.medium.clone().map(Medium::new).transpose();
+    let medium = medium.map_err(|source| ChipsetError::Medium { slot, source })?;
+    let identity = Identity::new(
+        &config.serial,
+        &config.model,
+        &config.firmware,
+        None,
+        index % 2 == 1,
+        accompanied,
+    )
+    .map_err(|source| ChipsetError::Identity { slot, source })?;
+    Ok(Drive::CdRom(CdRom::new(identity, medium)))
+}
+
+fn build_disk(config: &DriveConfig, index: usize, accompanied: bool) -> Result<Drive, ChipsetError> {
     let slot = SLOTS[index];
     let capacity = config.disk.capacity();
     let sectors = capacity / SECTOR_SIZE;

@@ -13,6 +13,7 @@ use async_executor::Task;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
+use crate::direct::{DirectRequests, Tell};
 use crate::image::Image;
 use crate::open::OpenCause;
 use crate::qcow2::cache_memory::Identity;
@@ -71,6 +72,7 @@ impl Setup {
 /// An engine with one image on a [`SimulatedDisk`].
 pub struct Simulation {
     tasks: Tasks,
+    direct: Rc<DirectRequests>,
     disk: Rc<SimulatedDisk>,
     memory: Rc<SimulatedMemory>,
     opening: Slot<Rc<Qcow2>, OpenCause>,
@@ -197,6 +199,7 @@ impl Simulation {
             },
         };
         let simulation = Self {
+            direct: DirectRequests::new(tasks.clone()),
             opening: run(&tasks, qcow2::open(opening)),
             tasks,
             disk,
@@ -231,12 +234,27 @@ impl Simulation {
         self.image().capacity()
     }
 
-    /// Starts a command.
+    /// Starts a command, as the engine does.
     pub fn submit(&self, command: Command) -> Outcome {
         let outcome = Outcome::default();
-        self.tasks.spawn(self.execution(command, &outcome));
+        if let Err(error) = command.check(self.capacity(), false) {
+            outcome.set(Err(error.into()));
+            return outcome;
+        }
+        let slot = outcome.clone();
+        let tell: Tell = Box::new(move |result| slot.set(result.map_err(Into::into)));
+        if let Err((command, tell)) = self.direct.start(self.image(), command, tell) {
+            let image = self.image().clone();
+            self.tasks.spawn(async move { tell(image.execute(command).await) });
+        }
         self.tasks.run();
         outcome
+    }
+
+    /// Lets metadata that is dirty become old, so that it is written back by itself.
+    pub fn let_metadata_age(&self) {
+        self.image().write_back_by_age();
+        self.tasks.run();
     }
 
     /// Starts a command that ends, wherever it is, when what this returns is dropped.
@@ -395,6 +413,14 @@ impl Simulation {
     /// What was seen then, once.
     pub fn seen(&self) -> Option<Instant> {
         memory::seen()
+    }
+}
+
+impl Drop for Simulation {
+    /// What is in flight names the image, and the image the disk.
+    fn drop(&mut self) {
+        self.tasks.abandon();
+        self.disk.abandon();
     }
 }
 

@@ -1,6 +1,7 @@
 //! The command line.
 
 pub mod disk_argument;
+pub mod nbd;
 pub mod run;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -34,6 +35,8 @@ pub struct Cli {
 pub enum Command {
     /// Boot a kernel in a virtual machine
     Run(run::Arguments),
+    /// Offer a disk image to NBD clients
+    Nbd(nbd::Arguments),
 }
 
 /// How much is logged.

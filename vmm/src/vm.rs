@@ -1,22 +1,27 @@
 //! A virtual machine: what is built, in which order, and how it is taken down.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use anyhow::Context;
 use devices::bus::PortBus;
 use devices::chipset::{Chipset, ChipsetConfig, DriveConfig};
 use devices::serial::{COM1_GSI, Serial};
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::{Entry, Payload};
 use crate::console::Output;
+use crate::exits::ExitOptions;
 use crate::interrupts::EdgeLine;
+use crate::kernel_ports::{self, InOrder, KernelPorts};
 use crate::memory::{self, MemorySize, layout};
+use crate::metrics::Metrics;
 use crate::milestones::Milestones;
 use crate::power::PowerSwitch;
+use crate::stops::Stops;
 use crate::vcpu::{RunningVcpus, Surroundings, Vcpu};
 use crate::{acpi, cpuid, kvm_memory, registers};
 
@@ -39,6 +44,10 @@ pub struct VmConfig {
     pub power: Arc<PowerSwitch>,
     /// Whom to tell of the start.
     pub milestones: Arc<Milestones>,
+    /// What the kernel serves by itself.
+    pub exits: ExitOptions,
+    /// Counts what the machine does.
+    pub metrics: Arc<Metrics>,
 }
 
 /// A machine whose CPUs have not run yet. Fields are dropped in this order: CPUs, devices, then KVM's VM and its memory.
@@ -47,7 +56,7 @@ pub struct Vm {
     serial: Arc<Serial>,
     surroundings: Surroundings,
     chipset: Chipset,
-    fd: VmFd,
+    fd: Arc<VmFd>,
     memory: GuestMemoryMmap,
 }
 
@@ -55,43 +64,68 @@ pub struct Vm {
 pub struct RunningVm {
     _vcpus: RunningVcpus,
     serial: Arc<Serial>,
+    ports: Arc<KernelPorts>,
+    stops: Arc<Stops>,
+    /// The guest's clock when it was paused, in nanoseconds.
+    clock: Cell<Option<u64>>,
     _chipset: Chipset,
-    _fd: VmFd,
+    fd: Arc<VmFd>,
     _memory: GuestMemoryMmap,
 }
 
 impl Vm {
     /// Builds a machine on `kvm`, with `payload` loaded.
     pub fn new(kvm: &Kvm, config: VmConfig, payload: &Payload) -> anyhow::Result<Self> {
-        let fd = kvm.create_vm().context("KVM refuses to make a virtual machine")?;
+        let fd = Arc::new(kvm.create_vm().context("KVM refuses to make a virtual machine")?);
         let memory =
             memory::allocate(config.memory).with_context(|| format!("Cannot map {} of guest memory", config.memory))?;
         kvm_memory::register(&fd, &memory)?;
         create_interrupt_controllers(&fd)?;
         let bus = Arc::new(PortBus::default());
         let serial = create_serial(&fd, &config)?;
-        let surroundings = Surroundings {
-            bus: bus.clone(),
-            power: config.power.clone(),
-            output: config.output,
-            milestones: config.milestones,
-        };
+        let ports_cell = kernel_ports::cell();
+        let populated = [0, 2].map(|first| config.drives[first..first + 2].iter().any(Option::is_some));
+        let drives = config.drives.map(|drive| {
+            drive.map(|mut drive| {
+                drive.disk = Arc::new(InOrder::new(drive.disk, ports_cell.clone()));
+                drive
+            })
+        });
         let chipset = Chipset::new(ChipsetConfig {
             memory: memory.clone(),
-            bus,
+            bus: bus.clone(),
             ide_lines: [
                 Arc::new(EdgeLine::new(&fd, IDE_GSI[0])?),
                 Arc::new(EdgeLine::new(&fd, IDE_GSI[1])?),
             ],
-            drives: config.drives,
+            drives,
             serial: serial.clone(),
-            power: config.power,
+            power: config.power.clone(),
         })
         .context("Cannot build the chipset")?;
         let rsdp = acpi::write_tables(&memory, config.cpus)?;
         let entry = payload.load(&memory, config.memory, rsdp)?;
         registers::write_boot_tables(&memory, entry).context("Cannot write the boot tables to guest memory")?;
         let vcpus = create_vcpus(kvm, &fd, config.cpus, entry)?;
+        let boot_cpu = vcpus.first().context("A machine needs a CPU")?;
+        let ports = Arc::new(KernelPorts::new(
+            &fd,
+            boot_cpu.fd(),
+            bus,
+            chipset.dma_watch(),
+            populated,
+            config.exits,
+            config.metrics.clone(),
+        )?);
+        kernel_ports::connect(&ports, &chipset, &ports_cell);
+        let surroundings = Surroundings {
+            ports,
+            power: config.power,
+            output: config.output,
+            milestones: config.milestones,
+            metrics: config.metrics,
+            stops: Arc::new(Stops::new()?),
+        };
         Ok(Self {
             vcpus,
             serial,
@@ -107,8 +141,11 @@ impl Vm {
         Ok(RunningVm {
             _vcpus: RunningVcpus::start(self.vcpus, &self.surroundings)?,
             serial: self.serial,
+            ports: self.surroundings.ports,
+            stops: self.surroundings.stops,
+            clock: Cell::new(None),
             _chipset: self.chipset,
-            _fd: self.fd,
+            fd: self.fd,
             _memory: self.memory,
         })
     }
@@ -118,6 +155,48 @@ impl RunningVm {
     /// The console's serial port.
     pub fn serial(&self) -> &Arc<Serial> {
         &self.serial
+    }
+
+    /// The way of its port accesses.
+    pub fn ports(&self) -> &KernelPorts {
+        &self.ports
+    }
+
+    /// What pauses it.
+    pub fn stops(&self) -> &Stops {
+        &self.stops
+    }
+
+    /// Says why the machine was paused, and stops the guest's clock.
+    pub fn report_pause(&self) {
+        for reason in self.stops.take_reasons() {
+            eprintln!("spindle: paused: {reason}. Once the cause is gone, SIGCONT or Ctrl-A c lets the guest go on.");
+        }
+        if self.stops.is_paused() && self.clock.get().is_none() {
+            match self.fd.get_clock() {
+                Ok(clock) => self.clock.set(Some(clock.clock)),
+                Err(error) => tracing::debug!(%error, "the guest's clock runs on"),
+            }
+        }
+    }
+
+    /// Lets a paused machine go on: drives make their requests again, CPUs run.
+    pub fn resume(&self) {
+        if !self.stops.is_paused() {
+            return;
+        }
+        // Before the CPUs run, and before a request can fail anew.
+        self.report_pause();
+        if let Some(clock) = self.clock.take()
+            && let Err(error) = self.fd.set_clock(&kvm_clock_data {
+                clock,
+                ..Default::default()
+            })
+        {
+            tracing::debug!(%error, "the guest's clock ran on");
+        }
+        eprintln!("spindle: going on");
+        self.stops.resume();
     }
 }
 

@@ -65,6 +65,11 @@ impl BusMaster {
         self.status.contains(Status::ACTIVE)
     }
 
+    /// Whether the start bit is set.
+    pub(super) fn started(&self) -> bool {
+        self.command.contains(Command::START)
+    }
+
     /// Reads the byte at `offset` (0 to 7).
     pub(super) fn read(&self, offset: u16) -> u8 {
         match offset {

@@ -5,8 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use disk::{Buffer, BufferError, DiskError, Request};
 use vm_memory::GuestMemoryMmap;
 
+use super::atapi::CdRom;
 use super::bus_master::{BusMaster, Command as BusMasterCommand, Event, Status as BusMasterStatus};
 use super::drive::{DmaRequest, Drive, Step};
+use super::kernel_ports::DmaState;
 use super::prd::{self, PrdError};
 use super::registers::{DEVICE_DEV, DeviceControl, Status, offset};
 use crate::bus::PortDevice;
@@ -23,6 +25,7 @@ const NOBODY: u8 = 0x7f;
 /// interrupt line is driven; neither calls back.
 pub(crate) struct Channel {
     state: Mutex<State>,
+    dma_state: DmaState,
     itself: Weak<Channel>,
 }
 
@@ -53,6 +56,7 @@ impl Channel {
                 asserted: false,
                 memory,
             }),
+            dma_state: DmaState::default(),
             itself: itself.clone(),
         })
     }
@@ -78,7 +82,8 @@ impl Channel {
         // A transfer that failed or was stopped leaves the rest of its table.
         let moved = drive.runs_dma() && outcome.is_ok();
         let step = drive.completed(outcome);
-        if moved {
+        // It may take more requests to fill the memory that was offered.
+        if moved && !drive.runs_dma() {
             state.end_dma();
         }
         self.follow(&mut state, index, step);
@@ -91,6 +96,12 @@ impl Channel {
             self.submit(state, index, step);
         }
         state.drive_line();
+        self.dma_state.set(state.start_awaited(), state.bus_master.started());
+    }
+
+    /// What can be seen of the bus master without the channel's lock.
+    pub(super) fn dma_state(&self) -> &DmaState {
+        &self.dma_state
     }
 
     fn submit(&self, state: &mut State, index: usize, step: Step) {
@@ -107,6 +118,14 @@ impl Channel {
                 }
             }),
         });
+    }
+
+    /// Does something with a CD-ROM drive that is not the guest's doing. `None` if the drive is none.
+    pub(super) fn with_cd_rom<T>(&self, index: usize, act: impl FnOnce(&mut CdRom) -> T) -> Option<T> {
+        self.access(|state| {
+            let drive = state.drives[index].as_mut().and_then(Drive::cd_rom_mut);
+            (drive.map(act), None)
+        })
     }
 
     /// Follows the bus-master bit of the PCI command register. A transfer that waited for it begins.
@@ -139,6 +158,11 @@ impl Channel {
 }
 
 impl State {
+    /// Whether a drive has a DMA command and waits for the bus master.
+    fn start_awaited(&self) -> bool {
+        self.drives.iter().flatten().any(|drive| drive.dma_request().is_some())
+    }
+
     fn selected(&mut self) -> Option<&mut Drive> {
         self.drives[self.selected].as_mut()
     }
@@ -164,6 +188,9 @@ impl State {
         }
         match (register, self.responder()) {
             (_, None) => NOBODY,
+            // A packet device does not lend its registers: its signature would be taken for that of a second one
+            // (ATA/ATAPI-6, table 18).
+            (_, Some(drive)) if absent && drive.is_packet_device() => 0,
             (offset::STATUS_COMMAND | offset::ERROR_FEATURES, Some(_)) if absent => 0,
             (offset::STATUS_COMMAND, Some(drive)) => drive.status().bits(),
             // A busy drive shows its status in every register, as drives do (ATA/ATAPI-6, 7.15.6.1).

@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::channel::{Channel, CommandBlock, ControlBlock};
+use super::kernel_ports::DmaWatch;
 use crate::bus::{PortBus, PortDevice};
 use crate::pci::configuration::{ConfigurationSpace, Identity, PciFunction, command, register};
 
@@ -110,6 +111,11 @@ impl IdeController {
         let mut state = self.lock();
         observer(state.decoded.bus_master);
         state.observer = Some(observer);
+    }
+
+    /// What can be seen of both bus masters without a lock.
+    pub(crate) fn dma_watch(&self) -> DmaWatch {
+        DmaWatch(self.channels.clone())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -22,7 +22,17 @@ impl DataBlock {
         self.at == self.bytes.len()
     }
 
+    /// Bytes that have not passed.
+    pub(super) fn remaining(&self) -> usize {
+        self.bytes.len() - self.at
+    }
+
     /// The content.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The content, taken out.
     pub(super) fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }

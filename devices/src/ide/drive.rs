@@ -8,6 +8,7 @@ use std::sync::Arc;
 use disk::{Buffer, Command as DiskCommand, Disk, DiskError};
 
 use super::ata;
+use super::atapi::CdRom;
 use super::registers::{Status, TaskFile};
 
 /// What a drive wants of its disk next. It is busy until it is told the outcome by [`Drive::completed`].
@@ -28,6 +29,8 @@ pub(super) struct DmaRequest {
 pub(crate) enum Drive {
     /// An ATA disk.
     Disk(ata::Drive),
+    /// An ATAPI CD-ROM.
+    CdRom(CdRom),
 }
 
 /// Calls the same method of whichever drive it is.
@@ -35,6 +38,7 @@ macro_rules! delegate {
     ($drive:expr, $method:ident($($argument:expr),*)) => {
         match $drive {
             Drive::Disk(drive) => drive.$method($($argument),*),
+            Drive::CdRom(drive) => drive.$method($($argument),*),
         }
     };
 }
@@ -45,6 +49,20 @@ impl Drive {
     pub(super) fn disk(&self) -> Option<&Arc<dyn Disk>> {
         match self {
             Self::Disk(drive) => Some(drive.disk()),
+            Self::CdRom(drive) => drive.disk(),
+        }
+    }
+
+    /// Whether it is a packet device.
+    pub(super) fn is_packet_device(&self) -> bool {
+        matches!(self, Self::CdRom(_))
+    }
+
+    /// The CD-ROM drive, if it is one.
+    pub(super) fn cd_rom_mut(&mut self) -> Option<&mut CdRom> {
+        match self {
+            Self::Disk(_) => None,
+            Self::CdRom(drive) => Some(drive),
         }
     }
 

@@ -132,6 +132,15 @@ impl TaskFile {
         }
     }
 
+    /// What a packet device shows after a reset, and when it is taken for a disk.
+    pub fn packet_signature() -> Self {
+        Self {
+            lba_mid: TwoDeep::new(0x14, 0),
+            lba_high: TwoDeep::new(0xeb, 0),
+            ..Self::signature()
+        }
+    }
+
     /// A write to the register at `offset` of the command block. Data and command have no storage here.
     pub fn write(&mut self, offset: u16, value: u8) {
         match offset {

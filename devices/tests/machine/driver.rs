@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use devices::bus::PortBus;
-use devices::chipset::{Chipset, ChipsetConfig, DriveConfig};
+use devices::chipset::{Chipset, ChipsetConfig, DriveConfig, Plugged};
 use devices::interrupt::CountingLine;
 use devices::power::PowerControl;
 use devices::serial::Serial;
@@ -79,6 +79,13 @@ impl Machine {
     }
 
     pub fn with_disks(disks: [Option<Arc<MemoryDisk>>; 4]) -> Self {
+        let disk = |slot: usize| Some(Plugged::Disk(DriveConfig::new(disks[slot].clone()?, slot)));
+        let plugged = std::array::from_fn(disk);
+        Self::with_plugged(plugged, disks)
+    }
+
+    /// Any drives, over these disks.
+    pub fn with_plugged(plugged: [Option<Plugged>; 4], disks: [Option<Arc<MemoryDisk>>; 4]) -> Self {
         let bus = Arc::new(PortBus::default());
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).expect("anonymous memory");
         let lines = [Arc::new(CountingLine::default()), Arc::new(CountingLine::default())];
@@ -88,12 +95,11 @@ impl Machine {
             Box::new(std::io::sink()),
             Box::new(|| {}),
         );
-        let drive = |slot: usize| disks[slot].clone().map(|disk| DriveConfig::new(disk, slot));
         let chipset = Chipset::new(ChipsetConfig {
             memory: memory.clone(),
             bus: bus.clone(),
             ide_lines: [lines[0].clone(), lines[1].clone()],
-            drives: [drive(0), drive(1), drive(2), drive(3)],
+            drives: plugged,
             serial,
             power: power.clone(),
         })

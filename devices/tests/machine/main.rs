@@ -1,5 +1,6 @@
 //! The whole chipset by its ports, on plain memory: what a guest sees, without KVM.
 
+mod cd_rom;
 mod commands;
 mod dma;
 mod driver;

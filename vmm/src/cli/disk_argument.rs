@@ -1,22 +1,26 @@
 //! `--disk PATH[,format=qcow2|raw][,slot=hda..hdd][,readonly][,root][,cache=...][,discard=...][,detect-zeroes=...]
-//! [,bps=...][,iops=...][,inject=...]`
+//! [,cache-size=...][,bps=...][,iops=...][,inject=...]`
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 
-use disk::{CacheMode, DetectZeroes, Discard, Format, Injection, InjectionError, LimitError, Limits, OptionError};
+use disk::{
+    CacheMode, DetectZeroes, Discard, Disk, Format, InjectingDisk, Injection, InjectionError, LimitError, Limits,
+    OpenOptions, OptionError, ThrottledDisk,
+};
 
 /// Where an IDE drive is plugged in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot(usize);
 
-/// In the order of the chipset: primary master and slave, secondary master and slave.
-const SLOT_NAMES: [&str; Slot::COUNT] = ["hda", "hdb", "hdc", "hdd"];
-
 impl Slot {
     /// How many there are.
     pub const COUNT: usize = 4;
+
+    /// In the order of the chipset: primary master and slave, secondary master and slave.
+    pub const NAMES: [&str; Slot::COUNT] = ["hda", "hdb", "hdc", "hdd"];
 
     /// 0 is hda.
     pub fn index(self) -> usize {
@@ -25,7 +29,7 @@ impl Slot {
 
     /// `hda` to `hdd`.
     pub fn name(self) -> &'static str {
-        SLOT_NAMES[self.0]
+        Slot::NAMES[self.0]
     }
 }
 
@@ -48,6 +52,8 @@ pub struct DiskArgument {
     pub discard: Discard,
     /// Whether writes of zeros are stored as such.
     pub detect_zeroes: DetectZeroes,
+    /// The size of the metadata cache, if the user said so.
+    pub cache_size: Option<CacheSize>,
     /// How fast it may be.
     pub limits: Limits,
     /// Where it fails or dawdles, for tests of a guest.
@@ -62,7 +68,7 @@ pub enum DiskArgumentError {
     NoPath,
     /// No such option.
     #[error(
-        "unknown option \"{0}\"; there are format=qcow2|raw, slot=hda..hdd, readonly, root, cache=, discard=, detect-zeroes=, bps=, iops= and inject= (a comma in the path is written twice)"
+        "unknown option \"{0}\"; there are format=qcow2|raw, slot=hda..hdd, readonly, root, cache=, discard=, detect-zeroes=, cache-size=, bps=, iops= and inject= (a comma in the path is written twice)"
     )]
     UnknownOption(String),
     /// An option that was said before.
@@ -74,6 +80,9 @@ pub enum DiskArgumentError {
     /// A value that an option does not have.
     #[error("{0}")]
     Value(OptionError),
+    /// A size that a metadata cache cannot have.
+    #[error("{0}")]
+    CacheSize(CacheSizeError),
     /// A speed limit that cannot be.
     #[error("{0}")]
     Limit(LimitError),
@@ -88,6 +97,12 @@ pub enum DiskArgumentError {
 impl From<OptionError> for DiskArgumentError {
     fn from(error: OptionError) -> Self {
         DiskArgumentError::Value(error)
+    }
+}
+
+impl From<CacheSizeError> for DiskArgumentError {
+    fn from(error: CacheSizeError) -> Self {
+        DiskArgumentError::CacheSize(error)
     }
 }
 
@@ -116,7 +131,7 @@ impl FromStr for DiskArgument {
         let mut slot = None;
         let mut read_only = None;
         let mut root = None;
-        let (mut cache, mut discard, mut detect_zeroes) = (None, None, None);
+        let (mut cache, mut discard, mut detect_zeroes, mut cache_size) = (None, None, None, None);
         let mut limits = Limits::default();
         let mut limited = BTreeSet::new();
         let mut injections = Vec::new();
@@ -131,6 +146,7 @@ impl FromStr for DiskArgument {
                 ("cache", Some(value)) => set(&mut cache, "cache", value.parse()?)?,
                 ("discard", Some(value)) => set(&mut discard, "discard", value.parse()?)?,
                 ("detect-zeroes", Some(value)) => set(&mut detect_zeroes, "detect-zeroes", value.parse()?)?,
+                ("cache-size", Some(value)) => set(&mut cache_size, "cache-size", value.parse()?)?,
                 ("readonly", None) => set(&mut read_only, "readonly", true)?,
                 ("root", None) => set(&mut root, "root", true)?,
                 ("inject", Some(value)) => injections.push(value.parse()?),
@@ -152,9 +168,35 @@ impl FromStr for DiskArgument {
             cache: cache.unwrap_or_default(),
             discard: discard.unwrap_or_default(),
             detect_zeroes: detect_zeroes.unwrap_or_default(),
+            cache_size,
             limits,
             injections,
         })
+    }
+}
+
+impl DiskArgument {
+    /// How to open the image.
+    pub fn open_options(&self) -> OpenOptions {
+        OpenOptions {
+            read_only: self.read_only,
+            cache: self.cache,
+            discard: self.discard,
+            detect_zeroes: self.detect_zeroes,
+            cache_size: self.cache_size,
+            ..OpenOptions::new(&self.path, self.format)
+        }
+    }
+
+    /// The disk behind what slows it down or makes it fail, if anything does.
+    pub fn decorated(&self, mut disk: Arc<dyn Disk>) -> anyhow::Result<Arc<dyn Disk>> {
+        if !self.injections.is_empty() {
+            disk = Arc::new(InjectingDisk::new(disk, &self.injections));
+        }
+        if !self.limits.is_unlimited() {
+            disk = Arc::new(ThrottledDisk::new(disk, &self.limits)?);
+        }
+        Ok(disk)
     }
 }
 
@@ -188,7 +230,7 @@ fn parse_format(text: &str) -> Result<Format, DiskArgumentError> {
 }
 
 fn parse_slot(text: &str) -> Result<Slot, DiskArgumentError> {
-    SLOT_NAMES
+    Slot::NAMES
         .iter()
         .position(|name| *name == text)
         .map(Slot)
@@ -276,6 +318,7 @@ mod tests {
             ("a,", "unknown option \"\""),
             ("a,root,root", "\"root\" is said twice"),
             ("a,format=vmdk", "format \"vmdk\" is not known"),
+            ("a,cache-size=1K", "cache-size=1K is not a size"),
             ("a,slot=sda", "there is no slot \"sda\""),
             ("a,bps=1,bps=2", "\"bps\" is said twice"),
             ("a,bps=x", "bps=x is not a number"),

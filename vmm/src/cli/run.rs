@@ -1,6 +1,6 @@
 //! `spindle run`: from arguments to the end of the machine.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use clap::CommandFactory;
 use clap::error::ErrorKind;
 use devices::chipset::DriveConfig;
-use disk::{Aio, Disk, Engine, EngineOptions, InjectingDisk, OpenOptions, ThrottledDisk};
+use disk::{Aio, Disk, Engine, EngineOptions};
 use kvm_ioctls::Kvm;
 
 use super::Cli;
@@ -16,11 +16,13 @@ use super::disk_argument::{DiskArgument, Slot, assign_slots, root_device};
 use crate::boot::{CommandLine, Guest, Initrd, Kernel, Payload};
 use crate::console::{Console, ConsoleTarget};
 use crate::exit_code::Ending;
+use crate::exits::ExitOptions;
 use crate::in_flight::Counted;
 use crate::memory::MemorySize;
+use crate::metrics::Metrics;
 use crate::milestones::Milestones;
 use crate::power::PowerSwitch;
-use crate::signals::TerminationSignals;
+use crate::signals::Signals;
 use crate::vm::{Vm, VmConfig};
 use crate::{event_loop, host, kick};
 
@@ -82,6 +84,23 @@ pub struct Arguments {
     #[arg(long, value_name = "CONSOLE", default_value = "stdio")]
     pub console: ConsoleTarget,
 
+    /// What the kernel serves by itself: coalesced=on|off,ioeventfd=on|off
+    ///
+    /// Both are on where the host's KVM has them. Turning one off costs time and changes nothing else.
+    #[arg(
+        long,
+        value_name = "EXITS",
+        default_value = "coalesced=on,ioeventfd=on",
+        hide_default_value = true
+    )]
+    pub exits: ExitOptions,
+
+    /// Write what was counted to a file, as JSON, at the end and on SIGUSR1
+    ///
+    /// Without this option, SIGUSR1 prints it on standard error.
+    #[arg(long, value_name = "FILE")]
+    pub metrics: Option<PathBuf>,
+
     /// End with exit code 3 when the guest resets, instead of rebooting it
     #[arg(long)]
     pub no_reboot: bool,
@@ -124,7 +143,7 @@ fn prepare_and_run(
     }
     kick::install()?;
     // Before the first thread: threads inherit what is blocked.
-    let signals = TerminationSignals::block()?;
+    let signals = Signals::block()?;
     let engine = Engine::new(EngineOptions { aio: arguments.aio }).context("Cannot start the disk engine")?;
     let outcome = with_disks(arguments, slots, &payload, &kvm, &engine, &signals, start);
     // Whatever happened, what the guest has written goes to the disks.
@@ -156,10 +175,15 @@ fn with_disks(
     payload: &Payload,
     kvm: &Kvm,
     engine: &Engine,
-    signals: &TerminationSignals,
+    signals: &Signals,
     start: Instant,
 ) -> anyhow::Result<Ending> {
-    let drives = open_drives(slots, engine)?;
+    let metrics = Arc::new(Metrics::default());
+    if let Some(path) = &arguments.metrics {
+        // A file that cannot be written is better known before the guest has run.
+        metrics.write(path)?;
+    }
+    let drives = open_drives(slots, engine, &metrics)?;
     // Last, so that whatever fails before prints on a terminal that is as it was.
     let mut console = Console::open(&arguments.console)?;
     let milestones = Arc::new(Milestones::since(start));
@@ -173,9 +197,13 @@ fn with_disks(
             input_room: console.input.room().clone(),
             power: power.clone(),
             milestones: milestones.clone(),
+            exits: arguments.exits,
+            metrics: metrics.clone(),
         };
         let vm = Vm::new(kvm, config, payload)?.start()?;
-        let looped = event_loop::run(engine, &mut console, vm.serial(), signals, &power);
+        let looped = event_loop::run(engine, &mut console, &vm, signals, &power, &|| {
+            report_metrics(&metrics, arguments.metrics.as_deref());
+        });
         // Stops the CPUs and takes the devices down.
         drop(vm);
         looped?;
@@ -190,36 +218,38 @@ fn with_disks(
         }
     };
     console.output.drain();
+    if let Some(path) = &arguments.metrics {
+        metrics.write(path)?;
+    }
     Ok(ending)
 }
 
-fn open_drives(slots: &[Option<&DiskArgument>; Slot::COUNT], engine: &Engine) -> anyhow::Result<Drives> {
+/// Somebody wants to know what was counted so far.
+fn report_metrics(metrics: &Metrics, path: Option<&Path>) {
+    match path {
+        Some(path) => {
+            if let Err(error) = metrics.write(path) {
+                tracing::warn!("{error:#}");
+            }
+        }
+        None => eprintln!("{:#}", metrics.report()),
+    }
+}
+
+fn open_drives(
+    slots: &[Option<&DiskArgument>; Slot::COUNT],
+    engine: &Engine,
+    metrics: &Metrics,
+) -> anyhow::Result<Drives> {
     let mut drives = Drives::default();
-    for (drive, slot) in drives.iter_mut().zip(slots) {
+    for ((drive, slot), name) in drives.iter_mut().zip(slots).zip(Slot::NAMES) {
         let Some(argument) = slot else { continue };
-        let disk = engine.open(&OpenOptions {
-            read_only: argument.read_only,
-            cache: argument.cache,
-            discard: argument.discard,
-            detect_zeroes: argument.detect_zeroes,
-            ..OpenOptions::new(&argument.path, argument.format)
-        })?;
+        let disk = engine.open(&argument.open_options())?;
         *drive = Some(Drive {
-            disk: Arc::new(Counted::new(decorated(disk, argument)?)),
+            disk: Arc::new(Counted::new(argument.decorated(disk)?, metrics.disk(name))),
         });
     }
     Ok(drives)
-}
-
-/// The disk behind what slows it down or makes it fail, if anything does.
-fn decorated(mut disk: Arc<dyn Disk>, argument: &DiskArgument) -> anyhow::Result<Arc<dyn Disk>> {
-    if !argument.injections.is_empty() {
-        disk = Arc::new(InjectingDisk::new(disk, &argument.injections));
-    }
-    if !argument.limits.is_unlimited() {
-        disk = Arc::new(ThrottledDisk::new(disk, &argument.limits)?);
-    }
-    Ok(disk)
 }
 
 fn drive_configs(drives: &Drives) -> [Option<DriveConfig>; Slot::COUNT] {

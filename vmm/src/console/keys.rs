@@ -6,6 +6,7 @@ const PREFIX: u8 = 0x01;
 /// What Ctrl-A h shows.
 pub const HELP: &str = "\n\
     Ctrl-A x        quit spindle (the guest is not asked)\n\
+    Ctrl-A c        go on with a machine that a disk error has paused\n\
     Ctrl-A Ctrl-A   send Ctrl-A to the guest (Ctrl-A a does, too)\n\
     Ctrl-A h        this help\n";
 
@@ -14,6 +15,8 @@ pub const HELP: &str = "\n\
 pub enum Command {
     /// Stop the machine.
     Quit,
+    /// Go on with a paused machine.
+    Continue,
     /// Show [`HELP`].
     Help,
 }
@@ -40,6 +43,7 @@ impl Keys {
             match key {
                 PREFIX | b'a' => input.push(PREFIX),
                 b'x' => commands.push(Command::Quit),
+                b'c' => commands.push(Command::Continue),
                 b'h' | b'?' => commands.push(Command::Help),
                 _ => {}
             }
@@ -65,6 +69,7 @@ mod tests {
         assert_eq!(read(&[b"a\x01x"]), (b"a".to_vec(), vec![Command::Quit]));
         assert_eq!(read(&[b"\x01\x01b\x01ac"]), (b"\x01b\x01c".to_vec(), vec![]));
         assert_eq!(read(&[b"\x01hq"]), (b"q".to_vec(), vec![Command::Help]));
+        assert_eq!(read(&[b"\x01cq"]), (b"q".to_vec(), vec![Command::Continue]));
         assert_eq!(read(&[b"\x01zq"]), (b"q".to_vec(), vec![]));
     }
 

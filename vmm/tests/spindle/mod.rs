@@ -42,7 +42,7 @@ impl Spindle {
         let kernel = kernel.into_temp_path();
         // A signal that the tests' own parent ignores (nohup does that) would be ignored here, too.
         let mut command = Command::new("env");
-        command.args(["--default-signal=HUP,INT,TERM", env!("CARGO_BIN_EXE_spindle")]);
+        command.args(["--default-signal=HUP,INT,TERM,CONT,USR1", env!("CARGO_BIN_EXE_spindle")]);
         command.args(["run", "--memory", "32M", "--kernel"]).arg(&kernel);
         Self {
             command,
@@ -185,4 +185,21 @@ pub fn contents(image: &Path, offset: usize, length: usize) -> Vec<u8> {
     assert!(status.success());
     let bytes = fs::read(raw).expect("the converted image");
     bytes[offset..offset + length].to_vec()
+}
+
+/// Whether this host's KVM can serve ports by itself as spindle asks it to. Where it cannot, there are more exits.
+pub fn kernel_serves_ports() -> bool {
+    let kvm = kvm_ioctls::Kvm::new().expect("/dev/kvm");
+    [kvm_ioctls::Cap::CoalescedPio, kvm_ioctls::Cap::Ioeventfd]
+        .into_iter()
+        .all(|capability| kvm.check_extension(capability))
+}
+
+/// Waits for something that will happen soon; a minute only catches hangs.
+pub fn wait_until(happened: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !happened() {
+        assert!(start.elapsed() < Duration::from_secs(60), "it did not happen");
+        thread::sleep(Duration::from_millis(5));
+    }
 }

@@ -1,0 +1,77 @@
+//! What a command that is not finished waits for.
+
+use disk::Buffer;
+
+use super::super::data_block::DataBlock;
+use super::blocks::Blocks;
+
+/// What the drive waits for.
+pub(super) enum Phase {
+    /// No command.
+    Idle,
+    /// A reset: waits for the end of SRST (`held`) and of the request in flight.
+    Reset { held: bool },
+    /// DEVICE RESET waits for the end of the request in flight.
+    DeviceReset,
+    /// The host sends the packet.
+    PacketOut { packet: DataBlock, way: Way },
+    /// The host reads the page of IDENTIFY PACKET DEVICE.
+    Page(DataBlock),
+    /// The host reads data in blocks; then `rest` follows from the medium.
+    DataIn {
+        data: DataBlock,
+        /// Bytes of the block that is being read, which may end with one that is only there to make it even.
+        block: usize,
+        rest: Option<Blocks>,
+    },
+    /// The host sends a parameter list in blocks.
+    DataOut {
+        list: DataBlock,
+        /// Bytes of the block that is being sent.
+        block: usize,
+    },
+    /// The bus master has not started, or its table was too short for all of it.
+    DmaWait(Dma),
+    /// The medium is being read.
+    Reading(Reading),
+    /// The bus master was stopped in mid-transfer: the command ends with the request in flight.
+    DmaStopped,
+}
+
+/// How the data of a packet command moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    Port,
+    BusMaster,
+}
+
+/// What is transferred by bus master.
+pub(super) enum Dma {
+    /// Bytes that the drive has.
+    Reply(Vec<u8>),
+    /// Blocks of the medium.
+    Read(Blocks),
+    /// A parameter list of this many bytes.
+    Take(usize),
+}
+
+/// A request at the medium's disk.
+pub(super) struct Reading {
+    /// What the host still gets.
+    pub blocks: Blocks,
+    /// How many of them this request reads.
+    pub count: u32,
+    /// Where they are read to.
+    pub buffer: Buffer,
+    pub to: Destination,
+}
+
+/// Where blocks go once they are read.
+pub(super) enum Destination {
+    /// Through the data register.
+    Port,
+    /// They are in guest memory already.
+    InPlace,
+    /// To guest memory, from byte `at` of it on.
+    Guest { memory: Buffer, at: usize },
+}
