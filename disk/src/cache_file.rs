@@ -102,7 +102,7 @@ impl CacheFile {
 
 impl LastingMemory for CacheFile {
     /// Makes the file anew, with pages that are reserved, and maps it.
-    fn make(&self, length: usize) -> io::Result<Buffer> {
+    fn make(&self, length: usize, head: &[u8]) -> io::Result<Buffer> {
         let new = self.path.with_extension("new");
         // One that is there was left by a process that was killed in here; the image's lock keeps others out.
         match std::fs::remove_file(&new) {
@@ -120,6 +120,8 @@ impl LastingMemory for CacheFile {
             .and_then(|()| Buffer::map_shared(&file, length));
         match buffer {
             Ok(buffer) => {
+                // Before it can be found: a file without its head would be taken for a damaged one.
+                buffer.copy_from_slice(0, head);
                 std::fs::rename(&new, &self.path)?;
                 Ok(buffer)
             }

@@ -10,8 +10,8 @@ use std::error::Error;
 use std::rc::Rc;
 
 use async_executor::Task;
-use rand::SeedableRng;
 use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
 
 use crate::direct::{DirectRequests, Tell};
 use crate::image::Image;
@@ -176,13 +176,14 @@ impl Simulation {
     pub fn begin(setup: Setup) -> Result<Self, OpenCause> {
         let header = Header::parse(setup.platter.current())?;
         let tasks = Tasks::default();
-        let rng = SmallRng::seed_from_u64(setup.seed);
+        let mut rng = SmallRng::seed_from_u64(setup.seed);
+        let token = rng.random();
         let disk = SimulatedDisk::holding(setup.platter);
         let backing = open_below(&tasks, &disk, setup.below)?;
         let read_only = setup.snapshot.is_some();
         // Of an image that is not dirty, its cache is out of date.
         let left_behind = setup.left_behind.filter(|_| header.is_dirty());
-        let memory = Rc::new(SimulatedMemory::found(left_behind.clone()));
+        let memory = Rc::new(SimulatedMemory::found(left_behind.clone(), token));
         let opening = Opening {
             tasks: tasks.clone(),
             file: ImageFile::new(disk.clone()),

@@ -92,8 +92,9 @@ pub(crate) struct CacheMemory {
 
 /// A place for a cache that outlives the process.
 pub(crate) trait LastingMemory {
-    /// Makes `length` zero bytes there. What was there before is gone.
-    fn make(&self, length: usize) -> io::Result<Buffer>;
+    /// Makes `length` bytes there that begin with `head` and are zeros otherwise: a process that is killed meanwhile leaves all of
+    /// that, or what was there before.
+    fn make(&self, length: usize, head: &[u8]) -> io::Result<Buffer>;
 
     /// Nothing there is of use any more.
     fn remove(&self);
@@ -152,11 +153,14 @@ pub enum CacheError {
 }
 
 impl CacheMemory {
-    /// An empty cache in `buffer`, which is zeroed and as long as `shape` needs.
-    pub(crate) fn format(buffer: Buffer, shape: Shape, identity: Identity) -> Self {
+    /// What the memory of an empty cache begins with.
+    pub(crate) fn head(shape: Shape, identity: Identity) -> Vec<u8> {
+        encode_header(shape, identity)
+    }
+
+    /// An empty cache in `buffer`, which begins with its head, is zeroed otherwise, and as long as `shape` needs.
+    pub(crate) fn new(buffer: Buffer, shape: Shape) -> Self {
         assert!(buffer.len() >= shape.length());
-        let header = encode_header(shape, identity);
-        buffer.copy_from_slice(0, &header);
         Self { buffer, shape }
     }
 
@@ -323,7 +327,9 @@ mod tests {
 
     fn memory() -> CacheMemory {
         let shape = Shape::new(0, 65536);
-        CacheMemory::format(Buffer::zeroed(shape.length()), shape, identity())
+        let buffer = Buffer::zeroed(shape.length());
+        buffer.copy_from_slice(0, &CacheMemory::head(shape, identity()));
+        CacheMemory::new(buffer, shape)
     }
 
     #[test]
