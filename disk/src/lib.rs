@@ -47,6 +47,10 @@ mod lock;
 mod memory_disk;
 mod open;
 mod options;
+#[cfg(feature = "planted-bugs")]
+pub mod planted_bug;
+#[cfg(not(feature = "planted-bugs"))]
+mod planted_bug;
 mod qcow2;
 mod raw;
 mod readiness;

@@ -34,7 +34,7 @@ pub(crate) mod resize;
 pub(crate) mod snapshot;
 mod snapshot_table;
 mod switch;
-mod token;
+pub(crate) mod token;
 mod tree;
 mod write;
 mod write_back;
