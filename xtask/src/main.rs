@@ -1,8 +1,10 @@
 //! `cargo xtask`: boots guests, runs every test, and sets up what both need.
 
 mod boot;
+mod crash;
 mod nested;
 mod progress;
+mod report;
 mod setup;
 mod simulate;
 mod terminal;
@@ -21,6 +23,7 @@ enum Chore {
     Setup(setup::Options),
     Nested(nested::Options),
     Simulate(simulate::Options),
+    Crash(crash::Options),
 }
 
 fn main() -> ExitCode {
@@ -30,6 +33,7 @@ fn main() -> ExitCode {
         Chore::Setup(options) => setup::setup(&options).map(|()| ExitCode::SUCCESS),
         Chore::Nested(options) => nested::nested(&options),
         Chore::Simulate(options) => simulate::simulate(&options),
+        Chore::Crash(options) => crash::crash(&options),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -16,7 +16,7 @@ use super::tally::Tally;
 const MOST_KILLS: u64 = 40;
 
 /// The longest workload of a session: the data of all its commands fits into the guest's memory.
-const MOST_COMMANDS: usize = 60;
+const MOST_COMMANDS: usize = 40;
 
 /// What all lives have in common.
 pub(super) struct Surroundings<'a> {
@@ -118,7 +118,7 @@ impl<'a> Life<'a> {
     pub(super) fn live(&mut self, kills: u64, tally: &mut Tally) -> Result<()> {
         let until = tally.kills + kills.min(self.random.random_range(MOST_KILLS / 2..=MOST_KILLS));
         while tally.kills < until {
-            let plan = self.plan();
+            let plan = self.plan(tally);
             self.session(&plan, tally)?;
             if matches!(plan, Plan::Clean) && self.parameters.snapshots && self.parameters.refcount_bits > 1 {
                 self.take_snapshot()?;
@@ -164,20 +164,31 @@ impl<'a> Life<'a> {
         Ok(())
     }
 
-    fn plan(&mut self) -> Plan {
-        let random = &mut self.random;
-        let failpoints = self.surroundings.failpoints.len();
-        match random.random_range(0..20) {
+    fn plan(&mut self, tally: &Tally) -> Plan {
+        match self.random.random_range(0..20) {
             0 => Plan::Clean,
-            1..=9 if failpoints > 0 => Plan::Failpoint {
-                point: random.random_range(0..failpoints),
-                passing: 1 + up_to_a_power_of_two(random, 7),
-            },
+            1..=9 if !self.surroundings.failpoints.is_empty() => self.plan_failpoint(tally),
             _ => Plan::Random {
-                completions: random.random_range(0..MOST_COMMANDS * 2 / 3),
-                spin: up_to_a_power_of_two(random, 18) as u32,
+                completions: self.random.random_range(0..MOST_COMMANDS / 2),
+                spin: up_to_a_power_of_two(&mut self.random, 18) as u32,
             },
         }
+    }
+
+    /// Each point as often as any other, those that nobody has passed yet seldom, and a passing that most sessions get to.
+    fn plan_failpoint(&mut self, tally: &Tally) -> Plan {
+        let names = self.surroundings.failpoints;
+        let passed = |point: &usize| tally.points.get(names[*point]).map_or(0, |kills| kills.passed);
+        let known: Vec<usize> = (0..names.len()).filter(|point| passed(point) > 0).collect();
+        let point = if known.is_empty() || self.random.random_ratio(1, 10) {
+            self.random.random_range(0..names.len())
+        } else {
+            known[self.random.random_range(0..known.len())]
+        };
+        let usual = passed(&point) / (tally.kills + tally.clean_ends).max(1);
+        let bits = (usual + 1).ilog2();
+        let passing = 1 + up_to_a_power_of_two(&mut self.random, bits);
+        Plan::Failpoint { point, passing }
     }
 
     fn session(&mut self, plan: &Plan, tally: &mut Tally) -> Result<()> {
