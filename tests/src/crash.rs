@@ -24,10 +24,13 @@ mod guest;
 mod life;
 mod linux;
 mod oracle;
+mod power_loss;
 mod script;
 mod session;
 mod tally;
+mod workload;
 
 pub use campaign::{BareMetalCampaign, run_bare_metal};
 pub use linux::{LinuxCampaign, run_linux};
+pub use power_loss::{Column, PowerCampaign, run_power};
 pub use tally::{Failure, Kills, Spread, Tally};

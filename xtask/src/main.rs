@@ -3,6 +3,7 @@
 mod boot;
 mod crash;
 mod nested;
+mod power;
 mod progress;
 mod report;
 mod setup;
@@ -24,6 +25,7 @@ enum Chore {
     Nested(nested::Options),
     Simulate(simulate::Options),
     Crash(crash::Options),
+    Power(power::Options),
 }
 
 fn main() -> ExitCode {
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
         Chore::Nested(options) => nested::nested(&options),
         Chore::Simulate(options) => simulate::simulate(&options),
         Chore::Crash(options) => crash::crash(&options),
+        Chore::Power(options) => power::power(&options),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -367,9 +367,12 @@ fn environment(failpoint: Option<&str>) -> Vec<String> {
 }
 
 fn boot_command(disk: &Disk, seed: u32, rounds: u32, failpoint: Option<&str>) -> Vec<String> {
-    let script = format!("mount -o noatime /dev/sda /mnt || echo FAILED: mount; SEED={seed} ROUNDS={rounds}; . /mnt/workload.sh");
+    // By its place: the kernel names disks in the order in which it finds them.
+    let script = format!(
+        "mount -o noatime /dev/$(ls /sys/bus/scsi/devices/0:0:0:0/block) /mnt || echo FAILED: mount; SEED={seed} ROUNDS={rounds}; . /mnt/workload.sh"
+    );
     let append = format!(
-        "console=ttyS0 nokaslr root=/dev/sdb ro quiet spindle.exec={}",
+        "console=ttyS0 nokaslr root=hdb ro quiet spindle.exec={}",
         BASE64_STANDARD.encode(script)
     );
     let mut command = environment(failpoint);
