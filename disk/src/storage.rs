@@ -23,7 +23,7 @@ use smallvec::SmallVec;
 use crate::{Buffer, DiskError, SECTOR_SIZE};
 
 pub(crate) use aligned::AlignedStorage;
-pub use simulated::{CrashModel, SimulatedDisk};
+pub use simulated::{CrashModel, CrashPoint, FaultKind, Platter, SimulatedDisk};
 pub(crate) use threads::ThreadPool;
 pub(crate) use uring::Ring;
 

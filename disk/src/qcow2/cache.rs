@@ -18,6 +18,7 @@ use std::rc::Rc;
 
 use super::cache_memory::CacheMemory;
 use crate::Buffer;
+use crate::failpoint::{self, Point};
 use crate::storage::Piece;
 use crate::wait::WaitList;
 
@@ -202,8 +203,10 @@ impl Cache {
         let at = self.place(slice, at, bytes.len());
         if let Some(class) = self.slots.borrow_mut().mark_dirty(slice.slot) {
             self.memory.announce_dirty(slice.slot, slice.offset, class);
+            failpoint::hit(Point::CacheAnnounce);
         }
         self.memory.store(at, bytes);
+        failpoint::hit(Point::CacheStore);
     }
 
     /// Bytes of all dirty slices.
@@ -264,6 +267,7 @@ impl Cache {
             if entry.offset == copy.offset && entry.state == State::Dirty(copy.generation) {
                 slots.set_state(copy.slot, State::Clean);
                 self.memory.announce_clean(copy.slot);
+                failpoint::hit(Point::CacheClean);
             }
         }
         drop(slots);

@@ -91,8 +91,13 @@ pub(crate) struct CacheMemory {
 
 /// A place for a cache that outlives the process.
 pub(crate) trait LastingMemory {
-    /// Makes `length` zero bytes there. What was there before is gone.
+    /// Makes `length` zero bytes, which take the place of what was there before at once, or when they are published.
     fn make(&self, length: usize) -> io::Result<Buffer>;
+
+    /// What was made last is a cache now, and found by the next process. Half of one never is.
+    fn publish(&self) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Nothing there is of use any more.
     fn remove(&self);
@@ -196,6 +201,9 @@ impl CacheMemory {
         compiler_fence(Ordering::SeqCst);
         self.buffer.copy_from_slice(at, bytes);
         compiler_fence(Ordering::SeqCst);
+        if cfg!(debug_assertions) {
+            crate::simulation::memory::stored();
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use super::token::Token;
 use super::write_back::WriteBack;
 use super::{Qcow2, recover, token};
 use crate::disk::Corruption;
+use crate::failpoint::{self, Point};
 use crate::image::Image;
 use crate::open::OpenCause;
 use crate::storage::ImageFile;
@@ -112,9 +113,13 @@ pub(crate) async fn open(opening: Opening) -> Result<Rc<Qcow2>, OpenCause> {
     check_not_truncated(&file, &header, &l1, &refcount_table, image_end).await?;
     // Version 2 has no dirty bit to tell that an image and its cache belong together.
     let lasting = cache.lasting.filter(|_| !read_only && header.version >= 3);
-    let recovers = !read_only && header.is_dirty();
+    // Version 2 has no dirty bit, so each time may be after a crash.
+    let recovers = !read_only && (header.is_dirty() || header.version < 3);
     if !read_only {
         if recovers {
+            // What a killed process wrote last may be in the page cache alone. A refcount must not get to the disk before the unlinking
+            // that it counts.
+            file.sync().await?;
             recover::rebuild_refcounts(&file, &header, &mut l1, &refcount_table, &snapshots).await?;
         }
         let (_, conflict) = MetadataMap::of(&header, &l1, &refcount_table, &snapshots);
@@ -136,6 +141,9 @@ pub(crate) async fn open(opening: Opening) -> Result<Rc<Qcow2>, OpenCause> {
     };
     let (metadata, _) = MetadataMap::of(&header, &l1, &refcount_table, &snapshots);
     let memory = CacheMemory::format(buffer, shape, of_image(cache.identity, &header));
+    if let Some(lasting) = &lasting {
+        lasting.publish().map_err(OpenCause::CacheMemory)?;
+    }
     let image = Rc::new(Qcow2 {
         tasks,
         file,
@@ -234,6 +242,7 @@ async fn prepare_header(file: &ImageFile, header: &mut Header, new_token: Option
         header.autoclear_features = 0;
     }
     header.incompatible_features |= INCOMPATIBLE_DIRTY;
+    failpoint::hit(Point::DirtyBitSet);
     header.write_features(file).await?;
     file.sync().await
 }

@@ -12,6 +12,7 @@ use super::order::{Allocated, Clusters};
 use super::overlap::Structure;
 use crate::DiskError;
 use crate::disk::Corruption;
+use crate::failpoint::{self, Point};
 use crate::in_flight::InFlight;
 
 /// Host offsets have 56 bits.
@@ -147,6 +148,7 @@ impl Qcow2 {
         }
         let changed = first * (1 << order) / 8..((first + count) * (1 << order)).div_ceil(8);
         self.cache.write(slice, changed.start, &bytes[changed]);
+        failpoint::hit(Point::ClusterAlloc);
         let clusters = Clusters {
             first: start + (first - index) as u64,
             count: count as u64,
@@ -197,6 +199,7 @@ impl Qcow2 {
             }
             if run > start {
                 let length = (run - start) << self.cluster_bits;
+                failpoint::hit(Point::PunchHole);
                 self.file.punch_hole(start << self.cluster_bits, length).await?;
             }
             start = run + 1;
@@ -312,6 +315,7 @@ impl Qcow2 {
         if self.refcounts.table.borrow()[block as usize] != 0 {
             return Ok(());
         }
+        failpoint::hit(Point::RefblockAlloc);
         let cluster = block << self.block_bits();
         let offset = cluster << self.cluster_bits;
         if cluster == 0 {
@@ -330,12 +334,14 @@ impl Qcow2 {
         self.image_end
             .set(self.image_end.get().max(offset + self.cluster_size()));
         self.file.write_bytes(offset, &content).await?;
+        failpoint::hit(Point::RefblockAllocWrite);
         self.forget_cached(Clusters {
             first: cluster,
             count: 1,
         })
         .await;
         let (slice, index) = self.refcount_table_slice(block).await?;
+        failpoint::hit(Point::RefblockAllocHookup);
         self.refcounts.table.borrow_mut()[block as usize] = offset;
         self.cache.set_entry(slice, index, offset);
         self.metadata.insert(cluster, Structure::RefcountBlock);
@@ -356,6 +362,7 @@ impl Qcow2 {
     /// Moves the refcount table, which has `entries`, to a larger place: behind all that it could describe, along
     /// with the blocks that describe that place. One header write makes it the table. Returns the old one's clusters.
     async fn grow_refcount_table(self: &Rc<Self>, entries: u64) -> Result<Clusters, DiskError> {
+        failpoint::hit(Point::ReftableGrow);
         let first = entries << self.block_bits();
         let layout = TableLayout::after(entries, self.block_bits(), self.cluster_bits);
         let too_large = layout.table_clusters << self.cluster_bits > MAX_REFCOUNT_TABLE_BYTES.max(self.cluster_size());
@@ -381,6 +388,7 @@ impl Qcow2 {
         self.image_end.set(self.image_end.get().max(end));
         self.file.write_bytes(blocks_at, &blocks).await?;
         self.file.write_bytes(table_at, &table_bytes).await?;
+        failpoint::hit(Point::ReftableGrowWrite);
         self.sync().await?;
         self.forget_cached(Clusters {
             first,
@@ -394,6 +402,7 @@ impl Qcow2 {
             self.lose_durability();
             return Err(error);
         }
+        failpoint::hit(Point::ReftableGrowSwitch);
         let old = self.adopt_refcount_table(table, first, &layout);
         // Without this barrier the old table is not given up.
         self.sync().await?;

@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 use super::Qcow2;
 use super::mapping::Kind;
 use super::order::{Allocated, Content};
+use crate::failpoint::{self, Point};
 use crate::in_flight::InFlightGuard;
 use crate::storage::{Piece, Pieces};
 use crate::{Buffer, DiskError};
@@ -47,6 +48,7 @@ impl Qcow2 {
             targets.push((host, part(source, done, extent.length)));
             done += extent.length;
         }
+        failpoint::hit(Point::WriteInPlace);
         let transfers: SmallVec<[_; 4]> = targets
             .into_iter()
             .map(|(host, piece)| {
@@ -95,6 +97,7 @@ impl Qcow2 {
         let length = (end - offset).min(source.range.len() as u64);
         let content = self.content(&allocated, offset, part(&source, 0, length)).await?;
         let filled = allocated.write(content).await?;
+        failpoint::hit(Point::WriteDone);
         let unlinked = self.link(clusters.start, filled).await?;
         unlinked.release();
         Ok(length)
@@ -135,6 +138,7 @@ impl Qcow2 {
                 range: 0..length as usize,
             }));
         }
+        failpoint::hit(Point::CowRead);
         let old = Piece::whole(Buffer::zeroed(length as usize));
         self.read_mapped(offset, old.clone()).await?;
         Ok(Some(old))

@@ -22,6 +22,7 @@ use super::cache::{Class, DirtySlice};
 use super::header::INCOMPATIBLE_DIRTY;
 use super::order::Clusters;
 use crate::DiskError;
+use crate::failpoint::{self, Point};
 use crate::storage::{Piece, Pieces};
 use crate::wait::WaitList;
 
@@ -120,6 +121,7 @@ impl Qcow2 {
             self.write_refcounts().await?;
             self.sync().await?;
         }
+        failpoint::hit(Point::DirtyBitClear);
         let header = {
             let mut header = self.header.borrow_mut();
             header.incompatible_features &= !INCOMPATIBLE_DIRTY;
@@ -130,6 +132,7 @@ impl Qcow2 {
             self.sync().await?;
         }
         if let Some(lasting) = &self.lasting {
+            failpoint::hit(Point::CacheFileRemove);
             lasting.remove();
         }
         Ok(())
@@ -213,13 +216,18 @@ impl Qcow2 {
         if captured.slices.is_empty() && !with_refcounts {
             return self.sync().await;
         }
+        failpoint::hit(Point::WriteBack);
         self.write_refcounts().await?;
+        failpoint::hit(Point::DataBarrier);
         self.sync().await?;
         if captured.slices.is_empty() {
             return Ok(());
         }
+        failpoint::hit(Point::L2WriteBack);
         self.write_slices(&captured.slices).await?;
+        failpoint::hit(Point::LinkBarrier);
         self.sync().await?;
+        failpoint::hit(Point::LinksDurable);
         self.cache.written_back(&captured.slices);
         Ok(())
     }
@@ -231,10 +239,13 @@ impl Qcow2 {
         // Taken first: the blocks that these name were written when they were made.
         let table = self.cache.dirty_slices(Class::RefcountTable);
         let blocks = self.cache.dirty_slices(Class::RefcountBlock);
+        failpoint::hit(Point::RefblockUpdate);
         self.write_slices(&blocks).await?;
         self.cache.written_back(&blocks);
         if !table.is_empty() {
+            failpoint::hit(Point::ReftableBarrier);
             self.sync().await?;
+            failpoint::hit(Point::ReftableUpdate);
             self.write_slices(&table).await?;
             self.cache.written_back(&table);
         }
@@ -293,6 +304,7 @@ impl Qcow2 {
         // A task of its own: it may need room in the cache, and so the next write-back.
         self.tasks.spawn(async move {
             for clusters in unlinked {
+                failpoint::hit(Point::ClusterFree);
                 // Before anybody else can have them. A file system without holes keeps the space, no more.
                 if image.unmap
                     && let Err(error) = image.punch_last_references(clusters).await
