@@ -1,4 +1,4 @@
-//! `cargo xtask`: boots guests, runs every test, and sets up what both need.
+//! `cargo xtask`: boots guests, runs every test, measures, and sets up what they need.
 
 mod bench;
 mod boot;
@@ -18,24 +18,24 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Chore {
+    Bench(bench::Options),
     Boot(boot::Options),
     Test(test::Options),
     Setup(setup::Options),
     Nested(nested::Options),
     Simulate(simulate::Options),
     Fuzz(fuzz::Options),
-    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
     let outcome = match Chore::parse() {
+        Chore::Bench(options) => bench::bench(&options),
         Chore::Boot(options) => boot::boot(&options),
         Chore::Test(options) => test::test(&options),
         Chore::Setup(options) => setup::setup(&options).map(|()| ExitCode::SUCCESS),
         Chore::Nested(options) => nested::nested(&options),
         Chore::Simulate(options) => simulate::simulate(&options),
         Chore::Fuzz(options) => fuzz::fuzz(&options),
-        Chore::Bench(options) => bench::bench(&options),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -48,19 +48,24 @@ const PEERS: [(&str, &str); 3] = [("fio", "fio"), ("nbdcopy", "libnbd-bin"), ("n
 
 /// Installs the Debian packages of programs that are missing, and sees to it that apt knows those that guests are made of.
 pub fn install_missing(kind: HostKind) -> Result<()> {
-    install(kind, &[])
+    install(kind == HostKind::Nested, &[])
 }
 
 /// The same, with what the tests need beyond.
 pub fn install_for_tests(kind: HostKind) -> Result<()> {
-    install(kind, &PEERS)
+    install(kind == HostKind::Nested, &PEERS)
 }
 
-fn install(kind: HostKind, more: &[(&'static str, &'static str)]) -> Result<()> {
+/// The same for benchmarks, where QEMU is the peer whatever the host is.
+pub fn install_for_bench() -> Result<()> {
+    install(true, &[])
+}
+
+fn install(with_qemu: bool, more: &[(&'static str, &'static str)]) -> Result<()> {
     let mut packages: Vec<&str> = Vec::new();
     let required = REQUIREMENTS.iter().map(|known| (known.program, known.package));
-    let nested = (kind == HostKind::Nested).then_some(QEMU);
-    for (program, package) in required.chain(nested).chain(more.iter().copied()) {
+    let qemu = with_qemu.then_some(QEMU);
+    for (program, package) in required.chain(qemu).chain(more.iter().copied()) {
         if find_program(program).is_none() && !packages.contains(&package) {
             packages.push(package);
         }

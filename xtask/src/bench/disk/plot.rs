@@ -72,7 +72,7 @@ fn draw_bars(report: &Report, file: &Path) -> Result<(), Box<dyn std::error::Err
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::report::Measured;
+    use crate::bench::disk::report::Measured;
 
     #[test]
     fn each_line_has_a_bar_and_its_name() {

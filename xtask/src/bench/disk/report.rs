@@ -143,7 +143,7 @@ fn number(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::rows;
+    use crate::bench::disk::rows;
 
     fn samples(seconds: &[f64]) -> Vec<Sample> {
         let sample = |seconds: &f64| Sample {
