@@ -1,6 +1,7 @@
 //! The command line.
 
 pub mod disk_argument;
+mod drive_options;
 pub mod nbd;
 pub mod run;
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use devices::bus::PortBus;
-use devices::chipset::{Chipset, ChipsetConfig, DriveConfig};
+use devices::chipset::{Chipset, ChipsetConfig, DriveConfig, Plugged};
 use devices::ide::controller::IdeOptions;
 use devices::serial::{COM1_GSI, Serial};
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_pit_config};
@@ -89,7 +89,7 @@ impl Vm {
         let drives = config.drives.map(|drive| {
             drive.map(|mut drive| {
                 drive.disk = Arc::new(InOrder::new(drive.disk, ports_cell.clone()));
-                drive
+                Plugged::Disk(drive)
             })
         });
         let chipset = Chipset::new(ChipsetConfig {

@@ -11,6 +11,8 @@ use disk::{
     OpenOptions, OptionError, ThrottledDisk,
 };
 
+use super::drive_options::{DriveOptionError, DriveOptions};
+
 /// Where an IDE drive is plugged in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot(usize);
@@ -54,6 +56,8 @@ pub struct DiskArgument {
     pub detect_zeroes: DetectZeroes,
     /// How fast it may be.
     pub limits: Limits,
+    /// What drive the guest sees.
+    pub drive: DriveOptions,
     /// Where it fails or dawdles, for tests of a guest.
     pub injections: Vec<Injection>,
 }
@@ -66,7 +70,7 @@ pub enum DiskArgumentError {
     NoPath,
     /// No such option.
     #[error(
-        "unknown option \"{0}\"; there are format=qcow2|raw, slot=hda..hdd, readonly, root, cache=, discard=, detect-zeroes=, bps=, iops= and inject= (a comma in the path is written twice)"
+        "unknown option \"{0}\"; there are format=qcow2|raw, slot=hda..hdd, readonly, root, cache=, discard=, detect-zeroes=, bps=, iops=, serial=, model=, firmware=, wwn=, drive=disk|cf, werror=, rerror= and inject= (a comma in the path is written twice)"
     )]
     UnknownOption(String),
     /// An option that was said before.
@@ -84,6 +88,9 @@ pub enum DiskArgumentError {
     /// An injection that is not understood.
     #[error("{0}")]
     Injection(InjectionError),
+    /// A drive that cannot be.
+    #[error("{0}")]
+    Drive(#[from] DriveOptionError),
     /// A slot that is not there.
     #[error("there is no slot \"{0}\"; say hda, hdb, hdc or hdd")]
     Slot(String),
@@ -122,6 +129,7 @@ impl FromStr for DiskArgument {
         let mut root = None;
         let (mut cache, mut discard, mut detect_zeroes) = (None, None, None);
         let mut limits = Limits::default();
+        let mut drive = DriveOptions::default();
         let mut limited = BTreeSet::new();
         let mut injections = Vec::new();
         for field in fields {
@@ -138,7 +146,7 @@ impl FromStr for DiskArgument {
                 ("readonly", None) => set(&mut read_only, "readonly", true)?,
                 ("root", None) => set(&mut root, "root", true)?,
                 ("inject", Some(value)) => injections.push(value.parse()?),
-                (name, Some(value)) if limits.set(name, value)? => {
+                (name, Some(value)) if limits.set(name, value)? || drive.set(name, value)? => {
                     if !limited.insert(name.to_owned()) {
                         return Err(DiskArgumentError::Twice(name.to_owned()));
                     }
@@ -157,6 +165,7 @@ impl FromStr for DiskArgument {
             discard: discard.unwrap_or_default(),
             detect_zeroes: detect_zeroes.unwrap_or_default(),
             limits,
+            drive,
             injections,
         })
     }

@@ -1,18 +1,20 @@
 //! `spindle run`: from arguments to the end of the machine.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::CommandFactory;
 use clap::error::ErrorKind;
 use devices::chipset::DriveConfig;
+use devices::ide::ata::NonVolatile;
 use disk::{Aio, Disk, Engine, EngineOptions};
 use kvm_ioctls::Kvm;
 
 use super::Cli;
 use super::disk_argument::{DiskArgument, Slot, assign_slots, root_device};
+use super::drive_options::DriveOptions;
 use crate::boot::{CommandLine, Guest, Initrd, Kernel, Payload};
 use crate::console::{Console, ConsoleTarget};
 use crate::exit_code::Ending;
@@ -63,6 +65,9 @@ pub struct Arguments {
     /// with _max for bursts, and iops_size. For testing a guest: inject=read|write|flush|any[@FIRST[-LAST]]:eio|enospc|delay=MILLISECONDS[:skip=N][:times=N],
     /// any number of times, in sectors.
     ///
+    /// What the guest sees: serial=, model=, firmware=, wwn=0x..., drive=disk|cf. What it gets to know of the host's errors:
+    /// werror=enospc|report|stop|ignore, rerror=report|stop|ignore.
+    ///
     /// The format is qcow2 unless it is said; it is never guessed. Without a slot, disks take the free slots in order. With
     /// root, the kernel is told to mount the disk as its root. A comma in the path is written twice.
     #[arg(long = "disk", value_name = "DISK")]
@@ -111,6 +116,9 @@ type Drives = [Option<Drive>; Slot::COUNT];
 
 struct Drive {
     disk: Arc<Counted>,
+    options: DriveOptions,
+    /// What the drive keeps when the guest reboots.
+    non_volatile: Arc<Mutex<NonVolatile>>,
 }
 
 /// Runs a machine as `arguments` say, and returns how it ended. `start` is when the process started.
@@ -247,6 +255,8 @@ fn open_drives(
         let disk = engine.open(&argument.open_options())?;
         *drive = Some(Drive {
             disk: Arc::new(Counted::new(argument.decorated(disk)?, metrics.disk(name))),
+            options: argument.drive.clone(),
+            non_volatile: Arc::default(),
         });
     }
     Ok(drives)
@@ -256,6 +266,9 @@ fn drive_configs(drives: &Drives) -> [Option<DriveConfig>; Slot::COUNT] {
     std::array::from_fn(|index| {
         let drive = drives[index].as_ref()?;
         let disk: Arc<dyn Disk> = drive.disk.clone();
-        Some(DriveConfig::new(disk, index))
+        let mut config = DriveConfig::new(disk, index);
+        drive.options.apply(&mut config);
+        config.non_volatile = drive.non_volatile.clone();
+        Some(config)
     })
 }
