@@ -8,7 +8,7 @@ use vm_memory::GuestMemoryMmap;
 use crate::bus::{BusError, PortBus};
 use crate::clock::{Clock, MonotonicClock};
 use crate::ide::ata::{self, NonVolatile, Setup, Statistics};
-use crate::ide::atapi::{CdRom, Medium, MediumError};
+use crate::ide::atapi::{CdRom, Medium};
 use crate::ide::cd_rom_handle::CdRomHandle;
 use crate::ide::channel::{Channel, Lines};
 use crate::ide::controller::{BusMasterObserver, IdeController, IdeOptions, IdeStateError, SavedIde};
@@ -101,8 +101,8 @@ impl DriveConfig {
 /// An ATAPI CD-ROM drive.
 #[derive(Clone)]
 pub struct CdRomConfig {
-    /// What lies in its tray at first: the 2048-byte blocks of a disc.
-    pub medium: Option<Arc<dyn Disk>>,
+    /// What lies in its tray at first.
+    pub medium: Option<Medium>,
     /// Serial number, up to 20 printable ASCII characters.
     pub serial: String,
     /// Model, up to 40 printable ASCII characters, of which INQUIRY shows 16.
@@ -113,7 +113,7 @@ pub struct CdRomConfig {
 
 impl CdRomConfig {
     /// A drive for slot `index` (0 is hda).
-    pub fn new(medium: Option<Arc<dyn Disk>>, index: usize) -> Self {
+    pub fn new(medium: Option<Medium>, index: usize) -> Self {
         Self {
             medium,
             serial: format!("SPCD{:06}", index + 1),
@@ -141,14 +141,6 @@ pub enum ChipsetError {
         slot: &'static str,
         /// Size of the disk in bytes.
         capacity: u64,
-    },
-    /// Something that is no disc.
-    #[error("Drive {slot}: {source}")]
-    Medium {
-        /// hda to hdd.
-        slot: &'static str,
-        /// What is wrong with it.
-        source: MediumError,
     },
     /// A port range is taken.
     #[error(transparent)]
@@ -299,8 +291,6 @@ fn build_channels(
 
 fn build_cd_rom(config: &CdRomConfig, index: usize, accompanied: bool) -> Result<Drive, ChipsetError> {
     let slot = SLOTS[index];
-    let medium = config.medium.clone().map(Medium::new).transpose();
-    let medium = medium.map_err(|source| ChipsetError::Medium { slot, source })?;
     let identity = Identity::new(
         &config.serial,
         &config.model,
@@ -310,7 +300,7 @@ fn build_cd_rom(config: &CdRomConfig, index: usize, accompanied: bool) -> Result
         accompanied,
     )
     .map_err(|source| ChipsetError::Identity { slot, source })?;
-    Ok(Drive::CdRom(CdRom::new(identity, medium)))
+    Ok(Drive::CdRom(CdRom::new(identity, config.medium.clone())))
 }
 
 fn build_disk(config: &DriveConfig, index: usize, accompanied: bool) -> Result<Drive, ChipsetError> {

@@ -214,6 +214,23 @@ impl Buffer {
         buffer
     }
 
+    /// Memory of our own with a copy of a range of this buffer.
+    ///
+    /// # Panics
+    /// If the range ends beyond the buffer.
+    pub(crate) fn duplicate(&self, range: Range<usize>) -> Self {
+        let copy = Self::zeroed(range.len());
+        let mut at = 0;
+        for segment in self.segments(range) {
+            // SAFETY: both lie within memory that its owner keeps alive, and the copy's is new, so they do not overlap.
+            unsafe {
+                std::ptr::copy_nonoverlapping(segment.start, copy.inner.segments[0].start.add(at), segment.length)
+            };
+            at += segment.length;
+        }
+        copy
+    }
+
     /// Length in bytes.
     pub fn len(&self) -> usize {
         self.inner.length

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FallocateFlags, StatxFlags};
 
 use crate::Buffer;
+use crate::failpoint::{self, Point};
 use crate::qcow2::cache_memory::{Identity, LastingMemory};
 
 /// statfs' f_type of a tmpfs.
@@ -42,6 +43,7 @@ impl CacheFile {
         // An inode number is used again for another file; its birth is not.
         let born = rustix::fs::statx(image, "", AtFlags::EMPTY_PATH, StatxFlags::BTIME)?.stx_btime;
         let born = (born.tv_sec, born.tv_nsec);
+        let size = crate::storage::file_length(image)?;
         Ok(Some(Self {
             path,
             identity: Identity {
@@ -49,6 +51,9 @@ impl CacheFile {
                 born,
                 boot: boot_id()?,
                 user,
+                size,
+                // What is in the image itself, its format adds.
+                token: None,
             },
         }))
     }
@@ -60,6 +65,11 @@ impl CacheFile {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The name of a file that has no header yet.
+    fn unpublished(&self) -> PathBuf {
+        self.path.with_extension("new")
     }
 
     /// Whether a process left one behind.
@@ -99,7 +109,7 @@ impl CacheFile {
 impl LastingMemory for CacheFile {
     /// Makes the file anew, with pages that are reserved, and maps it.
     fn make(&self, length: usize) -> io::Result<Buffer> {
-        let new = self.path.with_extension("new");
+        let new = self.unpublished();
         // One that is there was left by a process that was killed in here; the image's lock keeps others out.
         match std::fs::remove_file(&new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -114,16 +124,17 @@ impl LastingMemory for CacheFile {
         let buffer = rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, length as u64)
             .map_err(io::Error::from)
             .and_then(|()| Buffer::map_shared(&file, length));
-        match buffer {
-            Ok(buffer) => {
-                std::fs::rename(&new, &self.path)?;
-                Ok(buffer)
-            }
-            Err(error) => {
-                let _ = std::fs::remove_file(&new);
-                Err(error)
-            }
+        if buffer.is_err() {
+            let _ = std::fs::remove_file(&new);
         }
+        buffer
+    }
+
+    fn publish(&self) -> io::Result<()> {
+        failpoint::hit(Point::CacheFileMade);
+        std::fs::rename(self.unpublished(), &self.path)?;
+        failpoint::hit(Point::CacheFileNamed);
+        Ok(())
     }
 
     fn remove(&self) {
@@ -133,6 +144,10 @@ impl LastingMemory for CacheFile {
             }
             _ => {}
         }
+    }
+
+    fn new_token(&self) -> Option<[u8; 16]> {
+        Some(rand::random())
     }
 }
 

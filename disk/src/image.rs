@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 
 use crate::block_status::BlockMap;
+use crate::direct::Plan;
 use crate::qcow2::Qcow2;
 use crate::raw::Raw;
 use crate::storage::Piece;
@@ -44,6 +45,30 @@ impl Image {
                 Image::Qcow2(image) => image.read(offset, inside).await,
             }
         })
+    }
+
+    /// What it takes to run a command, whose range has been checked, at this moment.
+    pub(crate) fn plan(&self, command: &Command) -> Plan {
+        match self {
+            Image::Raw(image) => image.plan(command),
+            Image::Qcow2(image) => image.plan(command),
+        }
+    }
+
+    /// Whether metadata was changed since the last attempt to write it back.
+    pub(crate) fn has_unsaved_changes(&self) -> bool {
+        match self {
+            Image::Raw(_) => false,
+            Image::Qcow2(image) => image.has_unsaved_changes(),
+        }
+    }
+
+    /// Starts to write back metadata that has been dirty for a while.
+    pub(crate) fn write_back_by_age(&self) {
+        match self {
+            Image::Raw(_) => {}
+            Image::Qcow2(image) => image.write_back_by_age(),
+        }
     }
 
     /// Adds to `map`, which ends where `range` begins, how these bytes are stored. Boxed, as [`Image::read`] is.

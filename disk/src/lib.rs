@@ -30,8 +30,12 @@ mod block_status;
 mod buffer;
 mod cache_file;
 mod delay;
+mod direct;
 mod disk;
+mod doorbell;
 mod engine;
+#[doc(hidden)]
+pub mod failpoint;
 #[doc(hidden)]
 pub mod five_steps;
 mod image;
@@ -43,12 +47,14 @@ mod open;
 mod options;
 mod qcow2;
 mod raw;
+mod readiness;
 pub mod simulation;
 mod storage;
 pub mod stream;
 mod tasks;
 mod throttle;
 mod wait;
+mod workers;
 
 pub use at_rest::{ImageAtRest, MapEntry, NewImage, NewImageError, Place, RestOptions, is_zero};
 pub use block_status::{Extent, ExtentKind, Extents};
@@ -60,7 +66,7 @@ pub use inject::{InjectingDisk, Injection, InjectionError};
 pub use lock::LockError;
 pub use memory_disk::MemoryDisk;
 pub use open::{Format, OpenCause, OpenError, OpenOptions};
-pub use options::{CacheMode, DetectZeroes, Discard, OptionError};
+pub use options::{CacheMode, CacheSize, CacheSizeError, DetectZeroes, Discard, OptionError};
 pub use qcow2::cache_memory::CacheError;
 pub use qcow2::check::Usage;
 pub use qcow2::compress::compress_cluster;

@@ -17,6 +17,7 @@ pub(crate) mod findings;
 pub(crate) mod header;
 pub(crate) mod layer;
 mod map;
+mod mapped;
 mod mapping;
 pub(crate) mod measure;
 mod open;
@@ -31,6 +32,7 @@ pub(crate) mod resize;
 pub(crate) mod snapshot;
 mod snapshot_table;
 mod switch;
+mod token;
 mod tree;
 mod write;
 mod write_back;
@@ -54,7 +56,7 @@ use refcount::Refcounts;
 use snapshot_table::SnapshotRecord;
 use write_back::WriteBack;
 
-pub(crate) use open::{CachePlan, DEFAULT_CACHE_BYTES, Opening, open};
+pub(crate) use open::{CachePlan, Opening, check_left_behind, default_cache_bytes, open};
 
 /// An open qcow2 image.
 pub(crate) struct Qcow2 {

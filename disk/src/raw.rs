@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use crate::block_status::{BlockMap, ExtentKind};
-use crate::storage::{ImageFile, Piece};
-use crate::{Buffer, DiskError, SECTOR_SIZE};
+use crate::direct::Plan;
+use crate::storage::{ImageFile, Operation, Piece};
+use crate::{Buffer, Command, DiskError, SECTOR_SIZE};
 
 /// Zeros are written in pieces of this many bytes.
 const ZEROES_AT_ONCE: u64 = 1 << 20;
@@ -24,6 +25,26 @@ impl Raw {
 
     pub(crate) fn capacity(&self) -> u64 {
         self.capacity
+    }
+
+    /// Reads and writes are one operation each.
+    pub(crate) fn plan(&self, command: &Command) -> Plan {
+        let operation = match command {
+            Command::Read { offset, buffer } if !buffer.is_empty() => Operation::Read {
+                offset: *offset,
+                pieces: smallvec::smallvec![Piece::whole(buffer.clone())],
+            },
+            Command::Write { offset, buffer } if !buffer.is_empty() => Operation::Write {
+                offset: *offset,
+                pieces: smallvec::smallvec![Piece::whole(buffer.clone())],
+            },
+            _ => return Plan::Steps,
+        };
+        Plan::Operation {
+            file: self.file.clone(),
+            operation,
+            guard: None,
+        }
     }
 
     pub(crate) async fn read(&self, offset: u64, target: Piece) -> Result<(), DiskError> {

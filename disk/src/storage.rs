@@ -23,7 +23,7 @@ use smallvec::SmallVec;
 use crate::{Buffer, DiskError, SECTOR_SIZE};
 
 pub(crate) use aligned::AlignedStorage;
-pub use simulated::{CrashModel, SimulatedDisk};
+pub use simulated::{CrashModel, CrashPoint, FaultKind, Platter, SimulatedDisk};
 pub(crate) use threads::ThreadPool;
 pub(crate) use uring::Ring;
 
@@ -90,6 +90,16 @@ impl Operation {
         }
     }
 
+    /// The memory, as the kernel wants it named.
+    fn segments(&self) -> impl Iterator<Item = libc::iovec> + '_ {
+        let pieces: &[Piece] = match self {
+            Operation::Read { pieces, .. } | Operation::Write { pieces, .. } => pieces,
+            Operation::Sync | Operation::PunchHole { .. } => &[],
+        };
+        pieces.iter().flat_map(|piece| piece.buffer.iovecs(piece.range.clone()))
+    }
+
+    /// Where in the file, in bytes.
     pub(crate) fn offset(&self) -> u64 {
         match self {
             Operation::Read { offset, .. } | Operation::Write { offset, .. } | Operation::PunchHole { offset, .. } => {
@@ -131,14 +141,39 @@ struct Outcome {
 }
 
 /// The storage's end of an operation in flight.
-pub struct Ticket(Rc<Outcome>);
+pub struct Ticket(Receiver);
+
+/// Who is told that an operation is done.
+enum Receiver {
+    /// A task that waits for it.
+    Task(Rc<Outcome>),
+    /// A request that is nothing but this operation: the one with this number.
+    Request(Rc<dyn Completion>, usize),
+}
+
+/// Keeps requests that are not tasks.
+pub(crate) trait Completion {
+    /// The operation of request `id` is done: the number of bytes transferred, or the error.
+    fn complete(&self, id: usize, result: io::Result<usize>);
+}
 
 impl Ticket {
+    /// Of an operation that is the whole of a request.
+    pub(crate) fn of_request(requests: Rc<dyn Completion>, id: usize) -> Self {
+        Self(Receiver::Request(requests, id))
+    }
+
     /// Reports the number of bytes transferred, or the error.
     pub fn complete(self, result: io::Result<usize>) {
-        self.0.result.set(Some(result));
-        if let Some(waker) = self.0.waker.borrow_mut().take() {
-            waker.wake();
+        match self.0 {
+            Receiver::Task(outcome) => {
+                outcome.result.set(Some(result));
+                let waker = outcome.waker.borrow_mut().take();
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+            }
+            Receiver::Request(requests, id) => requests.complete(id, result),
         }
     }
 }
@@ -149,7 +184,7 @@ struct Pending(Rc<Outcome>);
 impl Pending {
     fn start(storage: &dyn Storage, operation: Operation) -> Self {
         let outcome = Rc::new(Outcome::default());
-        storage.start(operation, Ticket(outcome.clone()));
+        storage.start(operation, Ticket(Receiver::Task(outcome.clone())));
         Self(outcome)
     }
 
@@ -233,6 +268,11 @@ impl ImageFile {
     /// Whether bytes that were never written read as zeros.
     pub fn fresh_reads_zero(&self) -> bool {
         self.storage.fresh_reads_zero()
+    }
+
+    /// Starts an operation whose completion `ticket` takes; what a short transfer leaves over is the receiver's business.
+    pub(crate) fn start(&self, operation: Operation, ticket: Ticket) {
+        self.storage.start(operation, ticket);
     }
 
     fn transfer(&self, operation: Operation) -> Transfer {
@@ -328,15 +368,7 @@ const MAX_SEGMENTS: usize = 1024;
 type Segments = SmallVec<[libc::iovec; 4]>;
 
 fn segments(operation: &Operation) -> Segments {
-    let pieces: &[Piece] = match operation {
-        Operation::Read { pieces, .. } | Operation::Write { pieces, .. } => pieces,
-        Operation::Sync | Operation::PunchHole { .. } => &[],
-    };
-    pieces
-        .iter()
-        .flat_map(|piece| piece.buffer.iovecs(piece.range.clone()))
-        .take(MAX_SEGMENTS)
-        .collect()
+    operation.segments().take(MAX_SEGMENTS).collect()
 }
 
 /// fallocate's mode for a hole within a file.

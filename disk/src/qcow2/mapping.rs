@@ -10,6 +10,7 @@ use super::cache::{Class, Slice};
 use super::entry::{COPIED, L1Entry, L2Entry};
 use super::order::{Clusters, Content, Filled, Unlinked};
 use super::overlap::Structure;
+use crate::failpoint::{self, Point};
 use crate::storage::Piece;
 use crate::{Buffer, DiskError};
 
@@ -37,9 +38,26 @@ pub(super) enum Kind {
 impl Qcow2 {
     /// How the bytes from `offset` on are stored, at most `length` of them.
     pub(super) async fn lookup(self: &Rc<Self>, offset: u64, length: u64) -> Result<Extent, DiskError> {
+        let found = self.l2_slice(self.cluster_of(offset)).await?;
+        self.extent(found, offset, length)
+    }
+
+    /// Like [`Qcow2::lookup`]. `None` if that would have to wait for the image file.
+    pub(super) fn lookup_cached(&self, offset: u64, length: u64) -> Option<Result<Extent, DiskError>> {
+        let cluster = self.cluster_of(offset);
+        let found = match self.l1_entry(cluster) {
+            Err(error) => return Some(Err(error)),
+            Ok(None) => None,
+            Ok(Some(l1)) => Some((l1, self.cache.peek(self.slice_offset(l1.table, cluster))?)),
+        };
+        Some(self.extent(found, offset, length))
+    }
+
+    /// How the bytes from `offset` on are stored, at most `length` of them, where their first L2 entry is in the slice `found`.
+    fn extent(&self, found: Option<(L1Entry, Slice)>, offset: u64, length: u64) -> Result<Extent, DiskError> {
         let cluster = self.cluster_of(offset);
         let within = self.within_cluster(offset);
-        let Some((l1, slice)) = self.l2_slice(cluster).await? else {
+        let Some((l1, slice)) = found else {
             // No table: everything up to the next one is unallocated.
             let table_bytes = self.cluster_size() << self.l2_bits();
             let length = length.min(table_bytes - (offset & (table_bytes - 1)));
@@ -142,6 +160,7 @@ impl Qcow2 {
             }
         }
         for cluster in clusters.clone() {
+            failpoint::hit(Point::L2Update);
             self.cache
                 .set_entry(slice, self.slice_index(cluster), entry(cluster - clusters.start));
         }
@@ -162,10 +181,12 @@ impl Qcow2 {
         }
         let new = self.allocate(1).await?;
         let content = self.l2_table_content(old).await?;
+        failpoint::hit(Point::L2AllocWrite);
         let filled = new.write(content).await?;
         // Whatever the cache still holds of that place was another table.
         self.forget_cached(filled.clusters()).await;
         let (slice, slice_index) = self.l1_slice(index).await?;
+        failpoint::hit(Point::L1Update);
         self.cache.set_entry(
             slice,
             slice_index,

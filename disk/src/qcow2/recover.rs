@@ -20,6 +20,7 @@ use super::snapshot_table::SnapshotRecord;
 use super::switch::table_of;
 use crate::DiskError;
 use crate::disk::Corruption;
+use crate::failpoint::{self, Point};
 use crate::storage::ImageFile;
 
 /// The durable order: what lies in a later stage is written when all of the earlier ones is durable.
@@ -43,8 +44,10 @@ pub(super) async fn write_survivors(
     }
     for stage in WRITE_ORDER {
         for survivor in survivors.iter().filter(|survivor| stage.contains(&survivor.class)) {
+            failpoint::hit(Point::RecoverWrite);
             file.write_bytes(survivor.offset, &survivor.content).await?;
         }
+        failpoint::hit(Point::RecoverBarrier);
         file.sync().await?;
     }
     tracing::info!(
@@ -86,10 +89,12 @@ pub(super) async fn rebuild_refcounts(
             );
         }
         if changed {
+            failpoint::hit(Point::RecoverRefcounts);
             file.write_bytes(offset, &block).await?;
         }
     }
     if raised + lowered > 0 {
+        failpoint::hit(Point::RecoverRefcountsBarrier);
         file.sync().await?;
         tracing::info!(reclaimed = lowered, raised, "refcounts rebuilt");
     }

@@ -22,6 +22,7 @@ use super::cache::{Class, DirtySlice};
 use super::header::INCOMPATIBLE_DIRTY;
 use super::order::Clusters;
 use crate::DiskError;
+use crate::failpoint::{self, Point};
 use crate::storage::{Piece, Pieces};
 use crate::wait::WaitList;
 
@@ -38,6 +39,9 @@ pub(super) struct WriteBack {
     /// Tasks that give up clusters which left quarantine.
     releasing: Cell<usize>,
     released: WaitList,
+    /// The last change that was there when metadata was to be written back for its age. If that failed it is not tried again before
+    /// there is another change.
+    tried_by_age: Cell<u64>,
     /// A sync failed: what the host's cache lost then, nobody knows, so no later sync may claim success.
     sync_failed: Cell<bool>,
 }
@@ -117,6 +121,7 @@ impl Qcow2 {
             self.write_refcounts().await?;
             self.sync().await?;
         }
+        failpoint::hit(Point::DirtyBitClear);
         let header = {
             let mut header = self.header.borrow_mut();
             header.incompatible_features &= !INCOMPATIBLE_DIRTY;
@@ -127,6 +132,7 @@ impl Qcow2 {
             self.sync().await?;
         }
         if let Some(lasting) = &self.lasting {
+            failpoint::hit(Point::CacheFileRemove);
             lasting.remove();
         }
         Ok(())
@@ -135,14 +141,28 @@ impl Qcow2 {
     /// Keeps the share of dirty metadata in the cache below one half.
     pub(super) fn write_back_when_much_is_dirty(self: &Rc<Self>) {
         if self.cache.dirty_bytes() > self.cache.capacity() / 2 && !self.write_back.running.get() {
-            drop(self.want_write_back());
+            self.want_write_back().with_refcounts.set(true);
         }
     }
 
-    /// Waits until slots of the cache are clean again.
+    /// Whether metadata was changed since the last attempt to write it back for its age.
+    pub(crate) fn has_unsaved_changes(&self) -> bool {
+        self.cache.dirty_bytes() > 0 && self.cache.generation() > self.write_back.tried_by_age.get()
+    }
+
+    /// Starts to write back what is dirty, so that a power loss costs a guest that never flushes no more than some seconds.
+    pub(crate) fn write_back_by_age(self: &Rc<Self>) {
+        if self.has_unsaved_changes() {
+            self.write_back.tried_by_age.set(self.cache.generation());
+            self.want_write_back().with_refcounts.set(true);
+        }
+    }
+
+    /// Waits until slots of the cache are clean again. What holds them may be refcounts alone (those of a snapshot that is being
+    /// taken), so they are written, too.
     pub(super) async fn make_room_in_cache(self: &Rc<Self>) -> Result<(), DiskError> {
         if self.cache.dirty_bytes() > 0 {
-            return self.flush().await;
+            return self.flush_with_refcounts().await;
         }
         // All slots are being read.
         let mut first = true;
@@ -196,13 +216,18 @@ impl Qcow2 {
         if captured.slices.is_empty() && !with_refcounts {
             return self.sync().await;
         }
+        failpoint::hit(Point::WriteBack);
         self.write_refcounts().await?;
+        failpoint::hit(Point::DataBarrier);
         self.sync().await?;
         if captured.slices.is_empty() {
             return Ok(());
         }
+        failpoint::hit(Point::L2WriteBack);
         self.write_slices(&captured.slices).await?;
+        failpoint::hit(Point::LinkBarrier);
         self.sync().await?;
+        failpoint::hit(Point::LinksDurable);
         self.cache.written_back(&captured.slices);
         Ok(())
     }
@@ -214,10 +239,13 @@ impl Qcow2 {
         // Taken first: the blocks that these name were written when they were made.
         let table = self.cache.dirty_slices(Class::RefcountTable);
         let blocks = self.cache.dirty_slices(Class::RefcountBlock);
+        failpoint::hit(Point::RefblockUpdate);
         self.write_slices(&blocks).await?;
         self.cache.written_back(&blocks);
         if !table.is_empty() {
+            failpoint::hit(Point::ReftableBarrier);
             self.sync().await?;
+            failpoint::hit(Point::ReftableUpdate);
             self.write_slices(&table).await?;
             self.cache.written_back(&table);
         }
@@ -276,6 +304,7 @@ impl Qcow2 {
         // A task of its own: it may need room in the cache, and so the next write-back.
         self.tasks.spawn(async move {
             for clusters in unlinked {
+                failpoint::hit(Point::ClusterFree);
                 // Before anybody else can have them. A file system without holes keeps the space, no more.
                 if image.unmap
                     && let Err(error) = image.punch_last_references(clusters).await

@@ -1,7 +1,6 @@
-//! The options of a `--disk` that say what drive the guest sees, and what it gets to know of errors.
+//! The options of a `--disk` that say what drive the guest sees.
 
 use devices::chipset::DriveConfig;
-use devices::ide::error_policy::{ErrorPolicy, ErrorPolicyError};
 
 /// What drive the guest sees. What is not said is the chipset's default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -11,7 +10,6 @@ pub struct DriveOptions {
     firmware: Option<String>,
     world_wide_name: Option<u64>,
     compact_flash: bool,
-    error_policy: ErrorPolicy,
 }
 
 /// A value that an option does not take.
@@ -33,9 +31,6 @@ pub enum DriveOptionError {
     /// No such kind of drive.
     #[error("drive={0} is not known; say disk or cf")]
     Drive(String),
-    /// No such policy.
-    #[error(transparent)]
-    Policy(#[from] ErrorPolicyError),
 }
 
 fn text(option: &'static str, value: &str, most: usize) -> Result<Option<String>, DriveOptionError> {
@@ -75,8 +70,6 @@ impl DriveOptions {
                     _ => return Err(DriveOptionError::Drive(value.to_owned())),
                 }
             }
-            "werror" => self.error_policy.write = value.parse()?,
-            "rerror" => self.error_policy.read = value.parse()?,
             _ => return Ok(false),
         }
         Ok(true)
@@ -94,7 +87,6 @@ impl DriveOptions {
         set(&mut config.firmware, &self.firmware);
         config.world_wide_name = self.world_wide_name.or(config.world_wide_name);
         config.compact_flash = self.compact_flash;
-        config.error_policy = self.error_policy;
     }
 }
 
@@ -115,8 +107,6 @@ mod tests {
             ("firmware", "7"),
             ("wwn", "0x5000c500a1b2c3d4"),
             ("drive", "cf"),
-            ("werror", "stop"),
-            ("rerror", "ignore"),
         ] {
             assert_eq!(options.set(name, value), Ok(true), "{name}");
         }
@@ -129,8 +119,6 @@ mod tests {
         );
         assert_eq!(config.world_wide_name, Some(0x5000_c500_a1b2_c3d4));
         assert!(config.compact_flash);
-        assert_eq!(config.error_policy.write.to_string(), "stop");
-        assert_eq!(config.error_policy.read.to_string(), "ignore");
     }
 
     #[test]
@@ -144,8 +132,6 @@ mod tests {
             ("model", "", "is not 1 to 40"),
             ("wwn", "x", "is not a number of 64 bits"),
             ("drive", "tape", "say disk or cf"),
-            ("werror", "halt", "say report, stop, enospc or ignore"),
-            ("rerror", "enospc", "say report, stop or ignore"),
         ];
         for (name, value, expected) in cases {
             let error = DriveOptions::default().set(name, value).expect_err(name).to_string();
