@@ -26,6 +26,7 @@ enum Chore {
     Simulate(simulate::Options),
     Crash(crash::Options),
     Power(power::Options),
+    Report(report::Options),
 }
 
 fn main() -> ExitCode {
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         Chore::Simulate(options) => simulate::simulate(&options),
         Chore::Crash(options) => crash::crash(&options),
         Chore::Power(options) => power::power(&options),
+        Chore::Report(options) => report::report(&options),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
