@@ -30,6 +30,7 @@ enum Chore {
     Fuzz(fuzz::Options),
     Crash(crash::Options),
     Power(power::Options),
+    Report(report::Options),
 }
 
 fn main() -> ExitCode {
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         Chore::Fuzz(options) => fuzz::fuzz(&options),
         Chore::Crash(options) => crash::crash(&options),
         Chore::Power(options) => power::power(&options),
+        Chore::Report(options) => report::report(&options),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
