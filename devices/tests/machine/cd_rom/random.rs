@@ -118,7 +118,7 @@ fn recover(machine: &Machine, media: &[Arc<MemoryDisk>; 2]) {
     cd_rom.ata.select();
     assert_eq!(cd_rom.ata.status() & (BSY | DRQ), 0);
     machine.outb(cd_rom.ata.bus_master + 2, 0x06);
-    cd_rom.lock(false);
+    // Whatever the guest has locked.
     handle(machine).force_out();
     let fresh = medium(2);
     insert(machine, fresh.clone()).expect("the tray is open");
