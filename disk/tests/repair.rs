@@ -30,7 +30,11 @@ fn seeds() -> std::ops::Range<u64> {
 }
 
 fn run(directory: &Path, program: &str, arguments: &[&str]) {
-    let output = Command::new(program).args(arguments).current_dir(directory).output().expect("runs");
+    let output = Command::new(program)
+        .args(arguments)
+        .current_dir(directory)
+        .output()
+        .expect("runs");
     assert!(output.status.success(), "{program} {arguments:?}: {output:?}");
 }
 
@@ -46,7 +50,20 @@ fn image() -> (TempDir, Vec<u8>) {
         arguments.push("whole.qcow2");
         run(path, "qemu-io", &arguments);
     };
-    run(path, "qemu-img", &["create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", "whole.qcow2", "4M"]);
+    run(
+        path,
+        "qemu-img",
+        &[
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-o",
+            "cluster_size=4k",
+            "whole.qcow2",
+            "4M",
+        ],
+    );
     io(&["write -P 1 0 200k", "write -c -P 2 1M 16k", "write -z 300k 64k"]);
     run(path, "qemu-img", &["snapshot", "-c", "one", "whole.qcow2"]);
     io(&["write -P 3 100k 60k", "write -P 4 3M 40k"]);
@@ -69,7 +86,10 @@ fn content(path: &Path) -> Vec<Content> {
                 let mut cluster = vec![0; CLUSTER as usize];
                 image.read(offset, &mut cluster).ok().map(|()| cluster)
             };
-            (0..image.size().min(4 << 20)).step_by(CLUSTER as usize).map(read).collect()
+            (0..image.size().min(4 << 20))
+                .step_by(CLUSTER as usize)
+                .map(read)
+                .collect()
         })
         .collect()
 }
@@ -84,10 +104,18 @@ fn damage(path: &Path, whole: &[u8], random: &mut SmallRng) {
     let snapshots = table(word(64));
     for _ in 0..random.random_range(1..4) {
         let l2 = table(word(l1 + 8 * random.random_range(0..2)));
-        let (base, entries) = [(l1, 2), (l2, 512), (refcounts, 4), (block, 400), (snapshots, 12), (24, 6)][random.random_range(0..6)];
+        let (base, entries) = [
+            (l1, 2),
+            (l2, 512),
+            (refcounts, 4),
+            (block, 400),
+            (snapshots, 12),
+            (24, 6),
+        ][random.random_range(0..6)];
         let at = base + 8 * random.random_range(0..entries);
         let old = if at + 8 <= whole.len() { word(at) } else { 0 };
         let cluster = random.random_range(0..whole.len() as u64 / CLUSTER + 2) * CLUSTER;
+        assert!(base % 8 == 0 && base < whole.len());
         let new = match random.random_range(0..6) {
             0 => 0,
             1 => old ^ 1 << random.random_range(0..64),
@@ -96,6 +124,7 @@ fn damage(path: &Path, whole: &[u8], random: &mut SmallRng) {
             4 => cluster | 1 << 63,
             _ => random.random(),
         };
+        println!("at {at:#x} {old:#x} becomes {new:#x}");
         file.write_all_at(&new.to_be_bytes(), at as u64).expect("written");
     }
 }
@@ -110,9 +139,15 @@ fn repair_never_makes_an_image_worse() {
         fs::write(&path, &whole).expect("written");
         damage(&path, &whole, &mut random);
         let before = content(&path);
-        let Ok(found) = check_image(&path, false, &mut |_| {}) else { continue };
+        let Ok(found) = check_image(&path, false, &mut |line| println!("seed {seed}: {line}")) else {
+            continue;
+        };
         checked += 1;
-        let mode = if seed % 3 == 0 { RepairMode::Leaks } else { RepairMode::All };
+        let mode = if seed % 3 == 0 {
+            RepairMode::Leaks
+        } else {
+            RepairMode::All
+        };
         let report = match repair_image(&path, mode, &mut |_| {}) {
             Ok(report) => report,
             Err(error) => panic!("seed {seed}: {error}"),
@@ -121,9 +156,16 @@ fn repair_never_makes_an_image_worse() {
         clean += u64::from(report.damage == disk::Damage::default());
         let after = content(&path);
         for (disk, (before, after)) in before.iter().zip(&after).enumerate() {
-            for (cluster, before) in before.iter().enumerate().filter_map(|(index, before)| Some((index, before.as_ref()?))) {
+            for (cluster, before) in before
+                .iter()
+                .enumerate()
+                .filter_map(|(index, before)| Some((index, before.as_ref()?)))
+            {
                 let same = after.get(cluster).and_then(Option::as_ref) == Some(before);
-                assert!(same, "seed {seed}: cluster {cluster} of disk {disk} reads otherwise after {mode:?}");
+                assert!(
+                    same,
+                    "seed {seed}: cluster {cluster} of disk {disk} reads otherwise after {mode:?}"
+                );
             }
         }
         let again = check_image(&path, false, &mut |_| {}).expect("still opens");
@@ -134,8 +176,10 @@ fn repair_never_makes_an_image_worse() {
             found.damage,
             again.damage
         );
-        assert!(mode == RepairMode::Leaks || again.damage.leaks <= found.damage.leaks, "seed {seed}");
+        // Old refcount blocks may be left as leaks where new ones mended what was corrupt.
+        let fewer = again.damage.corruptions < found.damage.corruptions;
+        assert!(fewer || again.damage.leaks <= found.damage.leaks, "seed {seed}");
     }
     println!("{checked} checked, {repaired} repaired, {clean} clean afterwards");
-    assert!(seeds().len() == 1 || (checked > 100 && repaired > 50 && clean > 30));
+    assert!(seeds().count() == 1 || (checked > 100 && repaired > 50 && clean > 30));
 }

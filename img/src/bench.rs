@@ -213,7 +213,13 @@ impl<'a> Bench<'a> {
         loop {
             self.issue();
             self.image.engine.poll();
-            if let Some(error) = self.completed.error.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            if let Some(error) = self
+                .completed
+                .error
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take()
+            {
                 return Err(error).with_context(|| "Failed request".to_owned());
             }
             let done = self.completed.count.load(Ordering::Relaxed);

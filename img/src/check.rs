@@ -17,7 +17,9 @@ const LEAKS: u8 = 3;
 const NOT_SUPPORTED: u8 = 63;
 
 #[derive(Debug, Args)]
-#[command(after_help = "Exit codes: 0 consistent; 1 the check could not be completed; 2 corrupt; 3 leaks only; 63 the format has no check")]
+#[command(
+    after_help = "Exit codes: 0 consistent; 1 the check could not be completed; 2 corrupt; 3 leaks only; 63 the format has no check"
+)]
 pub struct Arguments {
     #[command(flatten)]
     refused: Refused,

@@ -98,8 +98,12 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
 fn find_base(image: &ImageAtRest, wanted: Option<&Path>) -> Result<(usize, PathBuf, Format)> {
     let mut above = image;
     for layers in 1.. {
-        let Some((path, format)) = above.backing_path()? else { break };
-        let below = above.backing().ok_or_else(|| anyhow!("Image does not have a backing file"))?;
+        let Some((path, format)) = above.backing_path()? else {
+            break;
+        };
+        let below = above
+            .backing()
+            .ok_or_else(|| anyhow!("Image does not have a backing file"))?;
         if wanted.is_none_or(|wanted| below.is_same_file(wanted)) {
             return Ok((layers, path, format));
         }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use disk::{MapEntry, ImageAtRest, is_zero};
+use disk::{ImageAtRest, MapEntry, is_zero};
 
 use crate::open;
 use crate::options::Refused;
@@ -21,7 +21,9 @@ const READ_ERROR: u8 = 4;
 const CHUNK: u64 = 2 << 20;
 
 #[derive(Debug, Args)]
-#[command(after_help = "Exit codes: 0 identical; 1 different; 2 an image could not be opened; 3 an allocation could not be read; 4 data could not be read")]
+#[command(
+    after_help = "Exit codes: 0 identical; 1 different; 2 an image could not be opened; 3 an allocation could not be read; 4 data could not be read"
+)]
 pub struct Arguments {
     #[command(flatten)]
     refused: Refused,
@@ -65,8 +67,16 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     if let Some(mode) = &arguments.cache {
         open::cache_mode(mode)?;
     }
-    let first = open::at_rest(&arguments.filename1, arguments.a_format.as_deref(), arguments.force_share)?;
-    let second = open::at_rest(&arguments.filename2, arguments.b_format.as_deref(), arguments.force_share)?;
+    let first = open::at_rest(
+        &arguments.filename1,
+        arguments.a_format.as_deref(),
+        arguments.force_share,
+    )?;
+    let second = open::at_rest(
+        &arguments.filename2,
+        arguments.b_format.as_deref(),
+        arguments.force_share,
+    )?;
     let say = |text: &str| {
         if !arguments.quiet {
             println!("{text}");
@@ -157,9 +167,12 @@ fn compare_rest(first: &ImageAtRest, second: &ImageAtRest, progress: &Progress) 
 }
 
 fn status(image: &ImageAtRest, offset: u64, end: u64) -> Result<MapEntry, Difference> {
-    let extent = image
-        .extent(offset, end - offset)
-        .with_context(|| format!("Error while reading block status at offset {offset} of '{}'", image.path().display()));
+    let extent = image.extent(offset, end - offset).with_context(|| {
+        format!(
+            "Error while reading block status at offset {offset} of '{}'",
+            image.path().display()
+        )
+    });
     extent.map_err(|error| Difference::Unreadable(error, STATUS_ERROR))
 }
 

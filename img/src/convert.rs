@@ -157,7 +157,11 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     if prints_help(&arguments.target_options, format) {
         return Ok(0);
     }
-    let Some((target, inputs)) = arguments.filenames.split_last().filter(|(_, inputs)| !inputs.is_empty()) else {
+    let Some((target, inputs)) = arguments
+        .filenames
+        .split_last()
+        .filter(|(_, inputs)| !inputs.is_empty())
+    else {
         bail!("Must specify image file name");
     };
     let mut options = CreationOptions::parse(&arguments.target_options, format)?;
@@ -321,13 +325,7 @@ pub fn write_new(new: &New<'_>, output: &Output, progress: &Progress) -> Result<
 }
 
 /// `-n`: writes into an image that is there.
-fn into_existing(
-    arguments: &Arguments,
-    target: &Path,
-    format: Format,
-    sources: &Sources,
-    sparse: u64,
-) -> Result<u8> {
+fn into_existing(arguments: &Arguments, target: &Path, format: Format, sources: &Sources, sparse: u64) -> Result<u8> {
     let cache = open::cache_mode(&arguments.target_cache)?;
     let image = InEngine::open_with(
         OpenOptions {

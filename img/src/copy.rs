@@ -6,7 +6,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use anyhow::{Context, Error, Result, anyhow};
-use disk::{Compression, MapEntry, ImageAtRest, NewImage, compress_cluster, is_zero};
+use disk::{Compression, ImageAtRest, MapEntry, NewImage, compress_cluster, is_zero};
 
 use crate::progress::Progress;
 use crate::target::{Target, runs_of_data, write_sparsely};
@@ -53,9 +53,12 @@ impl Sources {
     fn extent(&self, offset: u64, length: u64) -> Result<MapEntry> {
         let (image, within) = self.find(offset).ok_or_else(|| anyhow!("Read behind the end"))?;
         let length = length.min(image.size() - within);
-        image
-            .extent_above(within, length, self.layers)
-            .with_context(|| format!("Error while reading block status at offset {offset} of '{}'", image.path().display()))
+        image.extent_above(within, length, self.layers).with_context(|| {
+            format!(
+                "Error while reading block status at offset {offset} of '{}'",
+                image.path().display()
+            )
+        })
     }
 
     fn read(&self, offset: u64, target: &mut [u8]) -> Result<()> {
@@ -124,9 +127,16 @@ enum Run {
 
 /// What is to be written, and where in the file.
 enum Write<'a> {
-    Bytes { host: u64, bytes: &'a [u8] },
+    Bytes {
+        host: u64,
+        bytes: &'a [u8],
+    },
     /// This part of the segment's data.
-    Part { host: u64, start: usize, end: usize },
+    Part {
+        host: u64,
+        start: usize,
+        end: usize,
+    },
 }
 
 struct Shared<'a> {
@@ -331,7 +341,8 @@ impl Shared<'_> {
                 Write::Part { .. } if data.is_empty() => {}
                 Write::Part { host, start, end } => {
                     let (part, position) = (&data[start..end], guest + start as u64);
-                    write_sparsely(image.file(), position, host, part, self.copy.sparse).context("Error while writing")?;
+                    write_sparsely(image.file(), position, host, part, self.copy.sparse)
+                        .context("Error while writing")?;
                 }
             }
         }
@@ -346,7 +357,11 @@ impl Shared<'_> {
         if data.is_empty() && !zeroes_are_data {
             let is_zero = segment.parts.iter().all(|(_, kind)| *kind == Kind::Zero);
             let end = segment.length;
-            return Ok(if is_zero && hides { vec![Run::Zero { start: 0, end }] } else { Vec::new() });
+            return Ok(if is_zero && hides {
+                vec![Run::Zero { start: 0, end }]
+            } else {
+                Vec::new()
+            });
         }
         let mut runs: Vec<Run> = Vec::new();
         let mut parts = segment.parts.iter().peekable();
@@ -354,8 +369,15 @@ impl Shared<'_> {
         for start in (0..segment.length).step_by(cluster_size as usize) {
             let end = segment.length.min(start + cluster_size);
             while parts.next_if(|(part_end, _)| *part_end <= start).is_some() {}
-            let known = parts.peek().filter(|(part_end, _)| *part_end >= end).map(|(_, kind)| *kind);
-            let bytes = if data.is_empty() { data } else { &data[start as usize..end as usize] };
+            let known = parts
+                .peek()
+                .filter(|(part_end, _)| *part_end >= end)
+                .map(|(_, kind)| *kind);
+            let bytes = if data.is_empty() {
+                data
+            } else {
+                &data[start as usize..end as usize]
+            };
             let kind = match known {
                 Some(Kind::Skip) => Kind::Skip,
                 Some(Kind::Zero) => Kind::Zero,

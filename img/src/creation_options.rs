@@ -32,7 +32,9 @@ impl FromStr for Preallocation {
             "metadata" => Preallocation::Metadata,
             "falloc" => Preallocation::Falloc,
             "full" => Preallocation::Full,
-            _ => bail!("Parameter 'preallocation' does not accept value '{text}'; there are off, metadata, falloc and full"),
+            _ => bail!(
+                "Parameter 'preallocation' does not accept value '{text}'; there are off, metadata, falloc and full"
+            ),
         })
     }
 }
@@ -74,7 +76,9 @@ Supported options:
 
 /// Whether a list of options asks for help; then it is printed.
 pub fn prints_help(lists: &[String], format: Format) -> bool {
-    let wanted = lists.iter().any(|list| list.split(',').any(|word| word == "help" || word == "?"));
+    let wanted = lists
+        .iter()
+        .any(|list| list.split(',').any(|word| word == "help" || word == "?"));
     if wanted {
         println!("{}", if format == Format::Qcow2 { QCOW2_HELP } else { RAW_HELP });
     }
@@ -85,7 +89,11 @@ impl CreationOptions {
     /// Reads all `-o`; what comes later counts.
     pub fn parse(lists: &[String], format: Format) -> Result<Self> {
         let mut options = Self::default();
-        for field in lists.iter().flat_map(|list| split(list)).filter(|field| !field.is_empty()) {
+        for field in lists
+            .iter()
+            .flat_map(|list| split(list))
+            .filter(|field| !field.is_empty())
+        {
             let (name, value) = field
                 .split_once('=')
                 .ok_or_else(|| anyhow!("Option \"{field}\" has no value"))?;

@@ -29,7 +29,9 @@ pub fn bytes(count: u64) -> String {
 pub fn snapshots(snapshots: &[Snapshot]) -> String {
     let mut text = line("ID", "TAG", "VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT");
     for snapshot in snapshots {
-        let icount = snapshot.icount.map_or_else(|| "--".to_owned(), |count| count.to_string());
+        let icount = snapshot
+            .icount
+            .map_or_else(|| "--".to_owned(), |count| count.to_string());
         text += &line(
             &snapshot.id,
             &snapshot.name,

@@ -100,7 +100,11 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
             let is_help = !error.use_stderr();
             // Nobody is left to be told if this fails.
             let _ = error.print();
-            return if is_help { ExitCode::SUCCESS } else { ExitCode::from(FAILURE) };
+            return if is_help {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::from(FAILURE)
+            };
         }
     };
     let (result, failure) = match &command {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use disk::{MapEntry, ImageAtRest};
+use disk::{ImageAtRest, MapEntry};
 
 use crate::options::{OutputFormat, Refused};
 use crate::{open, size};
@@ -135,5 +135,9 @@ impl<'a> Printer<'a> {
 
 /// As C's `%#x`: 0 has no prefix.
 fn hexadecimal(number: u64) -> String {
-    if number == 0 { "0".to_owned() } else { format!("{number:#x}") }
+    if number == 0 {
+        "0".to_owned()
+    } else {
+        format!("{number:#x}")
+    }
 }

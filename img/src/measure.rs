@@ -83,7 +83,10 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
         Format::Qcow2 => measure_qcow2(&options, size, source.as_ref())?,
     };
     let knows_bitmaps = target == Format::Qcow2
-        && source.as_ref().and_then(ImageAtRest::header).is_some_and(|header| header.version >= 3);
+        && source
+            .as_ref()
+            .and_then(ImageAtRest::header)
+            .is_some_and(|header| header.version >= 3);
     let info = MeasureInfo {
         bitmaps: knows_bitmaps.then_some(0),
         required: measured.required,
@@ -105,10 +108,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
 fn measure_qcow2(options: &CreationOptions, size: u64, source: Option<&ImageAtRest>) -> Result<Measure> {
     let create = options.for_size(size)?;
     let cluster_size = 1u64 << create.cluster_bits;
-    let everything = matches!(
-        options.preallocation,
-        Some(Preallocation::Falloc | Preallocation::Full)
-    );
+    let everything = matches!(options.preallocation, Some(Preallocation::Falloc | Preallocation::Full));
     let clusters = match source {
         _ if everything => u64::MAX,
         None => 0,

@@ -108,6 +108,7 @@ impl InEngine {
 
 /// Reads a cache mode.
 pub fn cache_mode(text: &str) -> Result<CacheMode> {
-    text.parse()
-        .map_err(|_| anyhow!("Invalid cache option: \"{text}\"; there are writeback, none, writethrough, directsync and unsafe"))
+    text.parse().map_err(|_| {
+        anyhow!("Invalid cache option: \"{text}\"; there are writeback, none, writethrough, directsync and unsafe")
+    })
 }

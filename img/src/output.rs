@@ -39,7 +39,11 @@ impl Output {
         if let Some(existing) = &existing {
             let kind = existing.file_type();
             if kind.is_block_device() || kind.is_char_device() {
-                let file = OpenOptions::new().read(true).write(true).open(path).with_context(failed)?;
+                let file = OpenOptions::new()
+                    .read(true)
+                    .write(true)
+                    .open(path)
+                    .with_context(failed)?;
                 return Ok(Self {
                     path: path.to_owned(),
                     file,

@@ -68,14 +68,17 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     });
     if let Some(reference) = &reference {
         let Some(format) = &reference.format else {
-            bail!("Could not change the backing file to '{name}': backing format must be specified (say -F qcow2 or -F raw)");
+            bail!(
+                "Could not change the backing file to '{name}': backing format must be specified (say -F qcow2 or -F raw)"
+            );
         };
         open::format(format)?;
     }
     if !arguments.backing_unsafe {
         keep_content(arguments, reference.as_ref())?;
     }
-    change_backing(path, reference.as_ref()).with_context(|| format!("Could not change the backing file of '{}'", path.display()))?;
+    change_backing(path, reference.as_ref())
+        .with_context(|| format!("Could not change the backing file of '{}'", path.display()))?;
     Ok(0)
 }
 
@@ -112,7 +115,11 @@ fn keep_content(arguments: &Arguments, new: Option<&BackingReference>) -> Result
         }
         None => None,
     };
-    if new.iter().flat_map(|new| new.chain()).any(|image| image.is_same_file(path)) {
+    if new
+        .iter()
+        .flat_map(|new| new.chain())
+        .any(|image| image.is_same_file(path))
+    {
         bail!("The new backing file would be the image itself, or lead to it");
     }
     let progress = Progress::new(overlay.size(), arguments.progress, arguments.quiet);
@@ -155,14 +162,24 @@ impl Rebase<'_> {
                 offset += extent.length;
                 continue;
             }
-            let zeroes = run_of_zeroes(self.old, offset, extent.length)?.min(run_of_zeroes(self.new, offset, extent.length)?);
+            let zeroes =
+                run_of_zeroes(self.old, offset, extent.length)?.min(run_of_zeroes(self.new, offset, extent.length)?);
             // Whole clusters: what is written allocates them.
-            let zeroes = if zeroes == extent.length { zeroes } else { zeroes - zeroes % cluster_size };
+            let zeroes = if zeroes == extent.length {
+                zeroes
+            } else {
+                zeroes - zeroes % cluster_size
+            };
             let length = if zeroes > 0 {
                 zeroes
             } else {
                 let length = extent.length.min(CHUNK - offset % CHUNK);
-                self.merge(offset, cluster_size, &mut buffers.0[..length as usize], &mut buffers.1[..length as usize])?;
+                self.merge(
+                    offset,
+                    cluster_size,
+                    &mut buffers.0[..length as usize],
+                    &mut buffers.1[..length as usize],
+                )?;
                 length
             };
             self.progress.advance(length);

@@ -83,7 +83,10 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
         Format::Raw => resize_raw(path, old, new, preallocation)?,
         Format::Qcow2 => {
             if preallocation != Preallocation::Off {
-                bail!("--preallocation={} is not supported by spindle img when a qcow2 image is resized", arguments.preallocation);
+                bail!(
+                    "--preallocation={} is not supported by spindle img when a qcow2 image is resized",
+                    arguments.preallocation
+                );
             }
             let image = InEngine::open(path, format)?;
             let result = image.engine.resize(&image.disk, new, arguments.shrink);

@@ -74,7 +74,17 @@ mod tests {
         for (text, bytes) in good {
             assert_eq!(parse(text).expect(text), bytes, "{text}");
         }
-        for text in ["", "k", "1.5", "-1", "1x", "1 k", "16E", "1.2.3G", "99999999999999999999"] {
+        for text in [
+            "",
+            "k",
+            "1.5",
+            "-1",
+            "1x",
+            "1 k",
+            "16E",
+            "1.2.3G",
+            "99999999999999999999",
+        ] {
             assert!(parse(text).is_err(), "{text}");
         }
         assert_eq!(parse_disk("1000").expect("rounded"), 1024);

@@ -6,9 +6,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use disk::{Format, RestOptions};
 
+use crate::human;
 use crate::open::{self, InEngine};
 use crate::options::{Refused, refuse};
-use crate::human;
 
 #[derive(Debug, Args)]
 pub struct Arguments {

@@ -26,7 +26,10 @@ const CASES: &[(&str, &[(u64, usize, u64)])] = &[
     ("size of 2^64 - 1", &[(24, 8, u64::MAX)]),
     ("size of 2^63 - 1", &[(24, 8, i64::MAX as u64)]),
     ("size of 2^62 that the L1 table does not map", &[(24, 8, 1 << 62)]),
-    ("size of 4 TiB and an L1 table over other tables", &[(24, 8, 4 << 40), (36, 4, 8192)]),
+    (
+        "size of 4 TiB and an L1 table over other tables",
+        &[(24, 8, 4 << 40), (36, 4, 8192)],
+    ),
     ("encryption", &[(32, 4, 1)]),
     ("encryption of an unknown kind", &[(32, 4, 77)]),
     ("L1 table with 2^32 - 1 entries", &[(36, 4, u32::MAX as u64)]),
@@ -45,24 +48,39 @@ const CASES: &[(&str, &[(u64, usize, u64)])] = &[
     ("refcount table of 2^32 - 1 clusters", &[(56, 4, u32::MAX as u64)]),
     ("refcount table of 128 clusters over all else", &[(56, 4, 128)]),
     ("refcount block that is the refcount table", &[(0x10000, 8, 0x10000)]),
-    ("refcount block that is the header", &[(0x10008, 8, 0x20000), (0x10010, 8, 0x20000)]),
+    (
+        "refcount block that is the header",
+        &[(0x10008, 8, 0x20000), (0x10010, 8, 0x20000)],
+    ),
     ("refcount_order 63", &[(96, 4, 63)]),
     ("refcount_order 6", &[(96, 4, 6)]),
     ("refcount_order 0", &[(96, 4, 0)]),
     ("a million snapshots", &[(60, 4, 1_000_000), (64, 8, 0x50000)]),
     ("65536 snapshots of nothing", &[(60, 4, 65536), (64, 8, 0x50000)]),
-    ("65536 snapshots beyond the file", &[(60, 4, 65536), (64, 8, 0x100_0000_0000)]),
+    (
+        "65536 snapshots beyond the file",
+        &[(60, 4, 65536), (64, 8, 0x100_0000_0000)],
+    ),
     ("a snapshot table that is the L1 table", &[(60, 4, 3), (64, 8, 0x30000)]),
     ("a backing file name of 4 GiB", &[(8, 8, 200), (16, 4, u32::MAX as u64)]),
-    ("a backing file name beyond the cluster", &[(8, 8, 0xffff_ffff_ffff_fff0), (16, 4, 100)]),
+    (
+        "a backing file name beyond the cluster",
+        &[(8, 8, 0xffff_ffff_ffff_fff0), (16, 4, 100)],
+    ),
     ("header_length 0", &[(100, 4, 0)]),
     ("header_length of 4 GiB", &[(100, 4, 0xffff_fff8)]),
-    ("an extension of 4 GiB", &[(112, 4, 0x1234_5678), (116, 4, u32::MAX as u64)]),
+    (
+        "an extension of 4 GiB",
+        &[(112, 4, 0x1234_5678), (116, 4, u32::MAX as u64)],
+    ),
     ("all incompatible features", &[(72, 8, u64::MAX)]),
     ("an unknown compression type", &[(72, 8, 8), (104, 1, 200)]),
     ("a compressed cluster of noise", &[(0x40008, 8, 0x7fff_ffff_ffff_ffff)]),
     ("a compressed cluster at the header", &[(0x40008, 8, 1 << 62 | 1)]),
-    ("a compressed cluster at the end of the file", &[(0x40008, 8, 1 << 62 | 0xff << 54 | 0x8fe00)]),
+    (
+        "a compressed cluster at the end of the file",
+        &[(0x40008, 8, 1 << 62 | 0xff << 54 | 0x8fe00)],
+    ),
     ("zeros with a cluster far away", &[(0x40008, 8, 0x00ff_ffff_ffff_0001)]),
 ];
 
@@ -117,34 +135,42 @@ fn tables_that_point_at_one_another_a_million_times_are_read_once() {
         let file = huge(path, 4 << 20);
         let entries: Vec<u8> = 0x8000_0000_0004_0000_u64.to_be_bytes().repeat(4 << 20);
         file.write_all_at(&entries, 1 << 30).expect("written");
-        file.write_all_at(&0x8000_0000_0005_0000_u64.to_be_bytes().repeat(8192), 0x40000).expect("written");
+        file.write_all_at(&0x8000_0000_0005_0000_u64.to_be_bytes().repeat(8192), 0x40000)
+            .expect("written");
     });
     // Each entry another L2 table in a file that is one large hole.
     run("four million L2 tables of nothing", "check victim.qcow2", &|path| {
         let file = huge(path, 4 << 20);
-        let entries: Vec<u8> = (0..4u64 << 20).flat_map(|index| (index + 0x10000 << 16).to_be_bytes()).collect();
+        let entries: Vec<u8> = (0..4u64 << 20)
+            .flat_map(|index| (index + 0x10000 << 16).to_be_bytes())
+            .collect();
         file.write_all_at(&entries, 1 << 30).expect("written");
         file.set_len(1 << 43).expect("sparse");
     });
     // A refcount table of 8 MiB whose entries all are one block.
     run("one refcount block a million times", "check victim.qcow2", &|path| {
         let file = huge(path, 16);
-        file.write_all_at(&0x20000_u64.to_be_bytes().repeat(1 << 20), 2 << 30).expect("written");
+        file.write_all_at(&0x20000_u64.to_be_bytes().repeat(1 << 20), 2 << 30)
+            .expect("written");
         patch(path, &[(48, 8, 2 << 30), (56, 4, 128)]);
     });
     // Many snapshots with L1 tables on top of each other.
-    run("65536 snapshots with one L1 table of 32 MiB, each a cluster further", "check victim.qcow2", &|path| {
-        let file = huge(path, 16);
-        file.set_len(1 << 40).expect("sparse");
-        let mut table = Vec::new();
-        for index in 0..65536_u64 {
-            table.extend(((4u64 << 30) + (index << 16)).to_be_bytes());
-            table.extend((4u32 << 20).to_be_bytes());
-            table.extend([0; 28]);
-        }
-        file.write_all_at(&table, 2 << 30).expect("written");
-        patch(path, &[(60, 4, 65536), (64, 8, 2 << 30)]);
-    });
+    run(
+        "65536 snapshots with one L1 table of 32 MiB, each a cluster further",
+        "check victim.qcow2",
+        &|path| {
+            let file = huge(path, 16);
+            file.set_len(1 << 40).expect("sparse");
+            let mut table = Vec::new();
+            for index in 0..65536_u64 {
+                table.extend(((4u64 << 30) + (index << 16)).to_be_bytes());
+                table.extend((4u32 << 20).to_be_bytes());
+                table.extend([0; 28]);
+            }
+            file.write_all_at(&table, 2 << 30).expect("written");
+            patch(path, &[(60, 4, 65536), (64, 8, 2 << 30)]);
+        },
+    );
 }
 
 /// The victim with an L1 table of so many entries at 1 GiB.
@@ -172,7 +198,9 @@ fn victim() -> Vec<u8> {
 fn run(case: &str, command: &str, make: &dyn Fn(&Path)) {
     let directory = tempfile::tempdir().expect("directory");
     make(&directory.path().join("victim.qcow2"));
-    let arguments = command.split_whitespace().map(|word| if word == "''" { "" } else { word });
+    let arguments = command
+        .split_whitespace()
+        .map(|word| if word == "''" { "" } else { word });
     let output = fs::File::create(directory.path().join("output")).expect("created");
     let errors = fs::File::create(directory.path().join("errors")).expect("created");
     let mut child = Command::new("prlimit")
@@ -197,11 +225,17 @@ fn run(case: &str, command: &str, make: &dyn Fn(&Path)) {
     };
     let errors = fs::read_to_string(directory.path().join("errors")).expect("text");
     let told = fs::metadata(directory.path().join("output")).expect("there").len() + errors.len() as u64;
-    assert!(status.signal().is_none(), "{case}: `{command}` ends by {status}: {errors}");
+    assert!(
+        status.signal().is_none(),
+        "{case}: `{command}` ends by {status}: {errors}"
+    );
     assert!(!errors.contains("panicked"), "{case}: `{command}`: {errors}");
     assert!(told < 1 << 20, "{case}: `{command}` says {told} bytes");
     // Whoever fails says why.
     let fails = !status.success();
     let says = !errors.trim().is_empty() || command.contains("compare");
-    assert!(!fails || says, "{case}: `{command}` fails with {status} and says nothing");
+    assert!(
+        !fails || says,
+        "{case}: `{command}` fails with {status} and says nothing"
+    );
 }

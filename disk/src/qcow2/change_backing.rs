@@ -46,7 +46,10 @@ fn new_head(old: &[u8], header: &Header, backing: Option<&BackingReference>) -> 
         add_extension(&mut head, EXTENSION_BACKING_FORMAT, format.as_bytes());
     }
     let (extensions, old_end) = extensions(old, header_length);
-    for (kind, content) in extensions.into_iter().filter(|(kind, _)| *kind != EXTENSION_BACKING_FORMAT) {
+    for (kind, content) in extensions
+        .into_iter()
+        .filter(|(kind, _)| *kind != EXTENSION_BACKING_FORMAT)
+    {
         add_extension(&mut head, kind, content);
     }
     head.extend([0; 8]);
@@ -54,7 +57,11 @@ fn new_head(old: &[u8], header: &Header, backing: Option<&BackingReference>) -> 
     let length = backing.map_or(0, |backing| backing.name.len());
     // Behind all that is there, so that the old header stays true until the new one is written; without room, behind the new one.
     let beyond = head.len().max(old_end).max(old_name_end).next_multiple_of(8);
-    let name_at = if beyond + length <= old.len() { beyond } else { head.len() };
+    let name_at = if beyond + length <= old.len() {
+        beyond
+    } else {
+        head.len()
+    };
     if name_at + length > old.len() || length > MAX_BACKING_NAME as usize {
         return Err(DiskError::Corrupt(Corruption {
             structure: "backing file name",
@@ -63,7 +70,11 @@ fn new_head(old: &[u8], header: &Header, backing: Option<&BackingReference>) -> 
             expected: "a name of at most 1023 bytes that fits into the first cluster",
         }));
     }
-    let (at, length) = if backing.is_some() { (name_at as u64, length as u32) } else { (0, 0) };
+    let (at, length) = if backing.is_some() {
+        (name_at as u64, length as u32)
+    } else {
+        (0, 0)
+    };
     head[BACKING_AT..BACKING_AT + 8].copy_from_slice(&at.to_be_bytes());
     head[BACKING_AT + 8..BACKING_AT + 12].copy_from_slice(&length.to_be_bytes());
     Ok((head, name_at))

@@ -115,7 +115,12 @@ impl Counts {
     pub(super) fn fill_16(&mut self, first: u64, numbers: &[u8]) -> Result<(), DiskError> {
         let per_page = PAGE as usize * 2;
         if !first.is_multiple_of(PAGE) || numbers.len() < per_page {
-            return self.fill(first, numbers.chunks_exact(2).map(|pair| u64::from(pair[0]) << 8 | u64::from(pair[1])));
+            return self.fill(
+                first,
+                numbers
+                    .chunks_exact(2)
+                    .map(|pair| u64::from(pair[0]) << 8 | u64::from(pair[1])),
+            );
         }
         for (index, part) in numbers.chunks(per_page).enumerate() {
             let start = first + index as u64 * PAGE;
@@ -162,7 +167,9 @@ impl Counts {
                 _ => false,
             };
             let start = index as u64 * PAGE;
-            if same && (self.large.is_empty() || !(start..start + PAGE).any(|cluster| self.large.contains_key(&cluster))) {
+            if same
+                && (self.large.is_empty() || !(start..start + PAGE).any(|cluster| self.large.contains_key(&cluster)))
+            {
                 continue;
             }
             for cluster in start..start + PAGE {
@@ -200,10 +207,15 @@ mod tests {
         numbers[2 * 4101 + 1] = 255;
         let (mut at_once, mut singly) = (Counts::default(), Counts::default());
         at_once.fill_16(8192, &numbers).expect("within bounds");
-        let words = numbers.chunks_exact(2).map(|pair| u64::from(pair[0]) << 8 | u64::from(pair[1]));
+        let words = numbers
+            .chunks_exact(2)
+            .map(|pair| u64::from(pair[0]) << 8 | u64::from(pair[1]));
         singly.fill(8192, words).expect("within bounds");
         at_once.compare(&singly, |cluster, one, two| panic!("{cluster}: {one} and {two}"));
-        assert_eq!(at_once.iter().collect::<Vec<_>>(), [(8197, 7), (12292, 256), (12293, 255)]);
+        assert_eq!(
+            at_once.iter().collect::<Vec<_>>(),
+            [(8197, 7), (12292, 256), (12293, 255)]
+        );
         singly.add(12292, 1).expect("within bounds");
         singly.add(3, 1).expect("within bounds");
         let mut differences = Vec::new();

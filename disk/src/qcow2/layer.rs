@@ -111,7 +111,8 @@ impl Qcow2Layer {
         };
         let index = index + run as usize;
         // An entry that is damaged is an error for whoever asks for its cluster.
-        self.stored(base, index, entries[index]).is_ok_and(|stored| stored == expected)
+        self.stored(base, index, entries[index])
+            .is_ok_and(|stored| stored == expected)
     }
 
     fn stored(&self, base: u64, index: usize, entry: u64) -> Result<Stored, DiskError> {

@@ -9,8 +9,25 @@ use tempfile::TempDir;
 
 /// Whole images.
 pub const IMAGES: &[&str] = &[
-    "raw.img", "odd.raw", "empty.qcow2", "plain.qcow2", "snap.qcow2", "zero.qcow2", "meta.qcow2", "v2.qcow2", "small.qcow2", "large.qcow2",
-    "ref1.qcow2", "ref64.qcow2", "zstd.qcow2", "comp.qcow2", "base.qcow2", "over.qcow2", "top.qcow2", "overraw.qcow2", "short.qcow2",
+    "raw.img",
+    "odd.raw",
+    "empty.qcow2",
+    "plain.qcow2",
+    "snap.qcow2",
+    "zero.qcow2",
+    "meta.qcow2",
+    "v2.qcow2",
+    "small.qcow2",
+    "large.qcow2",
+    "ref1.qcow2",
+    "ref64.qcow2",
+    "zstd.qcow2",
+    "comp.qcow2",
+    "base.qcow2",
+    "over.qcow2",
+    "top.qcow2",
+    "overraw.qcow2",
+    "short.qcow2",
 ];
 
 /// Copies of `victim.qcow2`, each with a patch: where, how many bytes, what. Its tables: refcount table at 0x10000, its block at 0x20000 (16
@@ -52,7 +69,8 @@ fn qemu_io(directory: &Path, file: &str, format: &str, commands: &[&str]) {
 pub fn patch(path: &Path, patches: &[(u64, usize, u64)]) {
     let file = OpenOptions::new().write(true).open(path).expect("there");
     for &(at, length, value) in patches {
-        file.write_all_at(&value.to_be_bytes()[8 - length..], at).expect("written");
+        file.write_all_at(&value.to_be_bytes()[8 - length..], at)
+            .expect("written");
     }
 }
 
@@ -60,12 +78,18 @@ pub fn patch(path: &Path, patches: &[(u64, usize, u64)]) {
 pub fn make() -> TempDir {
     let directory = tempfile::tempdir().expect("directory");
     let path = directory.path();
-    let create = |options: &str, file: &str, size: &str| qemu_img(path, &format!("create -q -f qcow2 {options} {file} {size}"));
+    let create =
+        |options: &str, file: &str, size: &str| qemu_img(path, &format!("create -q -f qcow2 {options} {file} {size}"));
     fs::write(path.join("odd.raw"), vec![0x5a; 10_000]).expect("written");
     qemu_img(path, "create -q -f raw raw.img 1M");
     qemu_io(path, "raw.img", "raw", &["write -P 1 0 4k", "write -P 2 512k 64k"]);
     create("", "empty.qcow2", "64M");
-    let some = ["write -P 1 0 256k", "write -P 2 1M 4k", "write -z 2M 128k", "write -P 7 33M 64k"];
+    let some = [
+        "write -P 1 0 256k",
+        "write -P 2 1M 4k",
+        "write -z 2M 128k",
+        "write -P 7 33M 64k",
+    ];
     for (options, file) in [
         ("", "plain.qcow2"),
         ("-o lazy_refcounts=on", "snap.qcow2"),
@@ -84,14 +108,32 @@ pub fn make() -> TempDir {
     qemu_io(path, "snap.qcow2", "qcow2", &["write -P 9 64k 200k"]);
     qemu_img(path, "snapshot -c second snap.qcow2");
     qemu_io(path, "snap.qcow2", "qcow2", &["write -P 8 5M 64k"]);
-    qemu_io(path, "zero.qcow2", "qcow2", &["write -z 64k 64k", "write -z -u 1M 64k", "write -z 20M 1M"]);
+    qemu_io(
+        path,
+        "zero.qcow2",
+        "qcow2",
+        &["write -z 64k 64k", "write -z -u 1M 64k", "write -z 20M 1M"],
+    );
     create("-o preallocation=metadata", "meta.qcow2", "1M");
     qemu_img(path, "convert -c -O qcow2 plain.qcow2 comp.qcow2");
-    qemu_img(path, "convert -c -O qcow2 -o compression_type=zstd plain.qcow2 zstd.qcow2");
+    qemu_img(
+        path,
+        "convert -c -O qcow2 -o compression_type=zstd plain.qcow2 zstd.qcow2",
+    );
     create("-b base.qcow2 -F qcow2", "over.qcow2", "");
-    qemu_io(path, "over.qcow2", "qcow2", &["write -P 3 64k 64k", "write -z 2M 64k", "write -P 4 4M 300k"]);
+    qemu_io(
+        path,
+        "over.qcow2",
+        "qcow2",
+        &["write -P 3 64k 64k", "write -z 2M 64k", "write -P 4 4M 300k"],
+    );
     create("-b over.qcow2 -F qcow2", "top.qcow2", "40M");
-    qemu_io(path, "top.qcow2", "qcow2", &["write -P 5 4M 64k", "write -z 0 64k", "write -P 6 39M 1M"]);
+    qemu_io(
+        path,
+        "top.qcow2",
+        "qcow2",
+        &["write -P 5 4M 64k", "write -z 0 64k", "write -P 6 39M 1M"],
+    );
     create("-b raw.img -F raw", "overraw.qcow2", "2M");
     qemu_io(path, "overraw.qcow2", "qcow2", &["write -P 3 64k 4k"]);
     create("-b base.qcow2 -F qcow2", "short.qcow2", "1152k");
@@ -107,6 +149,10 @@ pub fn make() -> TempDir {
 /// Copies every image, so that a row may write.
 pub fn copy_all(from: &Path, to: &Path) {
     // Holes stay holes.
-    let status = Command::new("cp").args(["-a", "--sparse=auto"]).arg(from.join(".")).arg(to).status();
+    let status = Command::new("cp")
+        .args(["-a", "--sparse=auto"])
+        .arg(from.join("."))
+        .arg(to)
+        .status();
     assert!(status.expect("cp runs").success());
 }
