@@ -1,20 +1,22 @@
 //! The machine's devices, built in one place and put on the port bus.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use disk::{Disk, SECTOR_SIZE};
 use vm_memory::GuestMemoryMmap;
 
 use crate::bus::{BusError, PortBus};
-use crate::ide::ata;
-use crate::ide::atapi::{CdRom, Medium, MediumError};
+use crate::clock::{Clock, MonotonicClock};
+use crate::ide::ata::{self, NonVolatile, Setup, Statistics};
+use crate::ide::atapi::{CdRom, Medium};
 use crate::ide::cd_rom_handle::CdRomHandle;
-use crate::ide::channel::Channel;
-use crate::ide::controller::{BusMasterObserver, IdeController};
+use crate::ide::channel::{Channel, Lines};
+use crate::ide::controller::{BusMasterObserver, IdeController, IdeOptions, IdeStateError, SavedIde};
 use crate::ide::drive::Drive;
+use crate::ide::error_policy::{ErrorPolicy, StopObserver};
 use crate::ide::identity::{Identity, IdentityError};
 use crate::ide::kernel_ports::DmaWatch;
-use crate::interrupt::InterruptLine;
+use crate::interrupt::{CountingLine, InterruptLine, SharedLine};
 use crate::pci::configuration::{Address, CONFIGURATION_PORTS, ConfigurationPorts, PciFunction};
 use crate::pci::host_bridge::HostBridge;
 use crate::pci::slot;
@@ -36,6 +38,8 @@ pub struct ChipsetConfig {
     pub bus: Arc<PortBus>,
     /// The interrupts of the primary and the secondary IDE channel: GSI 14 and 15.
     pub ide_lines: [Arc<dyn InterruptLine>; 2],
+    /// How the IDE controller is built.
+    pub ide: IdeOptions,
     /// hda, hdb (primary master and slave), hdc, hdd (secondary).
     pub drives: [Option<Plugged>; 4],
     /// COM1.
@@ -66,6 +70,15 @@ pub struct DriveConfig {
     pub firmware: String,
     /// World wide name, if the drive has one: 64 bits, of which the highest four are the naming authority.
     pub world_wide_name: Option<u64>,
+    /// Whether it is a CompactFlash card.
+    pub compact_flash: bool,
+    /// What the guest gets to know of requests that the host fails. The default is QEMU's: writes that find no space stop the
+    /// machine, all else is reported.
+    pub error_policy: ErrorPolicy,
+    /// What the drive keeps without power. Whoever builds the machine again after a reset gives the same again.
+    pub non_volatile: Arc<Mutex<NonVolatile>>,
+    /// The drive's clock, for standby timers and SMART.
+    pub clock: Arc<dyn Clock>,
 }
 
 impl DriveConfig {
@@ -77,6 +90,10 @@ impl DriveConfig {
             model: "spindle disk".to_owned(),
             firmware: env!("CARGO_PKG_VERSION").to_owned(),
             world_wide_name: None,
+            compact_flash: false,
+            error_policy: ErrorPolicy::default(),
+            non_volatile: Arc::default(),
+            clock: Arc::new(MonotonicClock::default()),
         }
     }
 }
@@ -84,8 +101,8 @@ impl DriveConfig {
 /// An ATAPI CD-ROM drive.
 #[derive(Clone)]
 pub struct CdRomConfig {
-    /// What lies in its tray at first: the 2048-byte blocks of a disc.
-    pub medium: Option<Arc<dyn Disk>>,
+    /// What lies in its tray at first.
+    pub medium: Option<Medium>,
     /// Serial number, up to 20 printable ASCII characters.
     pub serial: String,
     /// Model, up to 40 printable ASCII characters, of which INQUIRY shows 16.
@@ -96,7 +113,7 @@ pub struct CdRomConfig {
 
 impl CdRomConfig {
     /// A drive for slot `index` (0 is hda).
-    pub fn new(medium: Option<Arc<dyn Disk>>, index: usize) -> Self {
+    pub fn new(medium: Option<Medium>, index: usize) -> Self {
         Self {
             medium,
             serial: format!("SPCD{:06}", index + 1),
@@ -125,14 +142,6 @@ pub enum ChipsetError {
         /// Size of the disk in bytes.
         capacity: u64,
     },
-    /// Something that is no disc.
-    #[error("Drive {slot}: {source}")]
-    Medium {
-        /// hda to hdd.
-        slot: &'static str,
-        /// What is wrong with it.
-        source: MediumError,
-    },
     /// A port range is taken.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -157,6 +166,7 @@ impl Chipset {
             memory,
             bus,
             ide_lines,
+            ide: options,
             drives,
             serial,
             power,
@@ -165,9 +175,9 @@ impl Chipset {
         bus.insert(CMOS_PORTS, "RTC", Arc::new(Rtc::new(&memory)))?;
         insert_legacy_ports(&bus, &power)?;
         let present = drives.each_ref().map(Option::is_some);
-        let channels = build_channels(drives, ide_lines, &memory)?;
+        let channels = build_channels(drives, &options, ide_lines, &memory)?;
         let populated = [present[0] || present[1], present[2] || present[3]];
-        let ide = Arc::new(IdeController::new(channels.clone(), populated, &bus));
+        let ide = Arc::new(IdeController::new(channels.clone(), &options, populated, &bus));
         let functions: [(Address, Arc<dyn PciFunction>); 4] = [
             (slot::HOST_BRIDGE, Arc::new(HostBridge::default())),
             (slot::ISA, Arc::new(IsaBridge::default())),
@@ -191,12 +201,44 @@ impl Chipset {
     pub fn dma_watch(&self) -> DmaWatch {
         self.ide.dma_watch()
     }
-}
 
-impl Chipset {
     /// The CD-ROM drive in `slot` (0 is hda), if there is one.
     pub fn cd_rom(&self, slot: usize) -> Option<CdRomHandle> {
         CdRomHandle::of(self.channels.get(slot / 2)?, slot % 2)
+    }
+
+    /// Calls `observer` when a drive wants the machine to stop, as its [`ErrorPolicy`] says. Without an observer nobody could let
+    /// it go on, and the guest gets the error instead.
+    pub fn observe_stops(&self, observer: StopObserver) {
+        self.ide.observe_stops(observer);
+    }
+
+    /// The machine goes on: every request that waits for that is made again. Returns how many there were.
+    pub fn resume(&self) -> usize {
+        self.ide.resume()
+    }
+
+    /// The IDE controller with its drives, in mid-command. Requests that are at the disks are part of the state, and are made
+    /// again when it is restored: let the disks finish them first, or throw this machine away with them.
+    pub fn save_ide(&self) -> SavedIde {
+        self.ide.save()
+    }
+
+    /// Takes on a saved state. The chipset is new, has the same drives, and guest memory holds what it held then. After an
+    /// error the chipset is in no state to be used.
+    pub fn restore_ide(&self, saved: SavedIde) -> Result<(), IdeStateError> {
+        self.ide.restore(saved)
+    }
+
+    /// What the disk drives have done: hda to hdd.
+    pub fn statistics(&self) -> [Option<Statistics>; 4] {
+        self.ide.statistics()
+    }
+
+    /// RST#: the IDE controller and its drives are as after power-on, but that a drive is busy until the request that it
+    /// has at its disk is done.
+    pub fn reset_ide(&self) {
+        self.ide.hardware_reset();
     }
 }
 
@@ -218,6 +260,7 @@ fn insert_legacy_ports(bus: &PortBus, power: &Arc<dyn PowerControl>) -> Result<(
 
 fn build_channels(
     plugged: [Option<Plugged>; 4],
+    options: &IdeOptions,
     lines: [Arc<dyn InterruptLine>; 2],
     memory: &GuestMemoryMmap,
 ) -> Result<[Arc<Channel>; 2], ChipsetError> {
@@ -232,17 +275,21 @@ fn build_channels(
         };
     }
     let [hda, hdb, hdc, hdd] = drives;
-    let [first, second] = lines;
+    let pci = options
+        .pci_line
+        .clone()
+        .unwrap_or_else(|| Arc::new(CountingLine::default()));
+    let [first, second] = SharedLine::split(pci);
+    let [primary, secondary] = lines;
+    let [first, second] = [(primary, first), (secondary, second)].map(|(isa, pci)| Lines { isa, pci });
     Ok([
-        Channel::new([hda, hdb], first, memory.clone()),
-        Channel::new([hdc, hdd], second, memory.clone()),
+        Channel::new([hda, hdb], ["hda", "hdb"], first, memory.clone()),
+        Channel::new([hdc, hdd], ["hdc", "hdd"], second, memory.clone()),
     ])
 }
 
 fn build_cd_rom(config: &CdRomConfig, index: usize, accompanied: bool) -> Result<Drive, ChipsetError> {
     let slot = SLOTS[index];
-    let medium = config.medium.clone().map(Medium::new).transpose();
-    let medium = medium.map_err(|source| ChipsetError::Medium { slot, source })?;
     let identity = Identity::new(
         &config.serial,
         &config.model,
@@ -252,7 +299,7 @@ fn build_cd_rom(config: &CdRomConfig, index: usize, accompanied: bool) -> Result
         accompanied,
     )
     .map_err(|source| ChipsetError::Identity { slot, source })?;
-    Ok(Drive::CdRom(CdRom::new(identity, medium)))
+    Ok(Drive::CdRom(CdRom::new(identity, config.medium.clone())))
 }
 
 fn build_disk(config: &DriveConfig, index: usize, accompanied: bool) -> Result<Drive, ChipsetError> {
@@ -271,5 +318,11 @@ fn build_disk(config: &DriveConfig, index: usize, accompanied: bool) -> Result<D
         accompanied,
     )
     .map_err(|source| ChipsetError::Identity { slot, source })?;
-    Ok(Drive::Disk(ata::Drive::new(identity, config.disk.clone())))
+    Ok(Drive::Disk(ata::Drive::new(Setup {
+        identity: identity.with_compact_flash(config.compact_flash),
+        disk: config.disk.clone(),
+        non_volatile: config.non_volatile.clone(),
+        error_policy: config.error_policy,
+        clock: config.clock.clone(),
+    })))
 }

@@ -13,7 +13,7 @@
 //! reset or a stopped bus master made its outcome pointless. So nothing stale is ever written to guest memory, a later
 //! command cannot overtake an earlier write, and no completion can be mistaken for another's.
 
-pub(crate) mod ata;
+pub mod ata;
 pub mod atapi;
 mod bus_master;
 pub mod cd_rom_handle;
@@ -21,8 +21,11 @@ pub(crate) mod channel;
 pub mod controller;
 mod data_block;
 pub(crate) mod drive;
+pub mod error_policy;
 mod identify_page;
 pub mod identity;
 pub mod kernel_ports;
+mod memory;
+mod ports;
 mod prd;
 pub mod registers;

@@ -16,6 +16,11 @@ pub trait Disk: Send + Sync {
     /// Whether writes are refused.
     fn read_only(&self) -> bool;
 
+    /// Whether a range that was discarded reads as zeros until it is written again, whatever its alignment.
+    fn discarded_reads_as_zeros(&self) -> bool {
+        false
+    }
+
     /// Starts `request` and returns at once. Its `done` is called exactly once, later, on the engine's
     /// thread: never from within `submit`, so the caller may hold locks that `done` takes. (After the engine was
     /// closed it is dropped without being called.)

@@ -35,6 +35,8 @@ mod disk;
 mod doorbell;
 mod engine;
 #[doc(hidden)]
+pub mod failpoint;
+#[doc(hidden)]
 pub mod five_steps;
 mod image;
 mod in_flight;

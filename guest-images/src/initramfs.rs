@@ -64,6 +64,13 @@ impl Initramfs {
         Ok(())
     }
 
+    /// Adds the program `from` as `name`.
+    pub(crate) fn add_program(&mut self, name: &str, from: &Path) -> Result<(), Error> {
+        let content = fs::read(from).map_err(Error::io("read", from))?;
+        self.add(name, PROGRAM, content);
+        Ok(())
+    }
+
     /// Writes the archive to `path`.
     pub(crate) fn write(&self, path: &Path) -> Result<(), Error> {
         let file = fs::File::create(path).map_err(Error::io("create", path))?;

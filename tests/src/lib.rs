@@ -25,6 +25,7 @@
 //! an error but an [`Outcome`].
 
 mod boot;
+pub mod crash;
 mod direct;
 mod exec_output;
 mod host;

@@ -392,7 +392,7 @@ mod tests {
 
     #[test]
     fn the_rsdp_lies_where_an_os_searches_for_it() {
-        let memory = crate::memory::allocate(crate::memory::MemorySize::MINIMUM).expect("memory");
+        let memory = crate::memory::allocate(crate::memory::MemorySize::MINIMUM, None).expect("memory");
         let rsdp = write_tables(&memory, 2).expect("room");
         let mut signature = [0; 8];
         memory.read_slice(&mut signature, rsdp).expect("in memory");

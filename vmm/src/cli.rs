@@ -1,5 +1,6 @@
 //! The command line.
 
+pub mod cd_rom_argument;
 pub mod disk_argument;
 pub mod nbd;
 pub mod run;

@@ -214,6 +214,7 @@ impl InputEvents<'_> {
             match command {
                 Command::Quit => self.power.end(Ending::Quit),
                 Command::Continue => self.vm.resume(),
+                Command::Eject => self.output.push(self.vm.press_eject_button().as_bytes()),
                 Command::Help => {}
             }
         }

@@ -42,6 +42,10 @@ impl Disk for Counted {
         self.disk.read_only()
     }
 
+    fn discarded_reads_as_zeros(&self) -> bool {
+        self.disk.discarded_reads_as_zeros()
+    }
+
     fn submit(&self, request: Request) {
         let Request { command, done } = request;
         self.in_flight.fetch_add(1, Ordering::SeqCst);
@@ -51,9 +55,7 @@ impl Disk for Counted {
         self.disk.submit(Request {
             command,
             done: Box::new(move |outcome| {
-                if let Some(counters) = counters {
-                    count(&metrics, counters, bytes, outcome.is_ok());
-                }
+                count(&metrics, counters, bytes, outcome.is_ok());
                 // First the front end, which may follow up with another request, then the count.
                 done(outcome);
                 in_flight.fetch_sub(1, Ordering::SeqCst);
@@ -63,17 +65,19 @@ impl Disk for Counted {
 }
 
 /// The counters of a kind of request: how many, and how many bytes.
-type Counters = (fn(&DiskMetrics) -> &AtomicU64, Option<fn(&DiskMetrics) -> &AtomicU64>);
+type Counters = (
+    Option<fn(&DiskMetrics) -> &AtomicU64>,
+    Option<fn(&DiskMetrics) -> &AtomicU64>,
+);
 
-fn counters_of(command: &Command) -> Option<Counters> {
-    Some(match command {
-        Command::Read { .. } => (|metrics| &metrics.reads, Some(|metrics| &metrics.read_bytes)),
-        Command::Write { .. } => (|metrics| &metrics.writes, Some(|metrics| &metrics.written_bytes)),
-        Command::Flush => (|metrics| &metrics.flushes, None),
-        Command::Discard { .. } | Command::WriteZeroes { .. } => (|metrics| &metrics.discards, None),
-        // No guest asks for it.
-        Command::Map { .. } => return None,
-    })
+fn counters_of(command: &Command) -> Counters {
+    match command {
+        Command::Read { .. } => (Some(|metrics| &metrics.reads), Some(|metrics| &metrics.read_bytes)),
+        Command::Write { .. } => (Some(|metrics| &metrics.writes), Some(|metrics| &metrics.written_bytes)),
+        Command::Flush => (Some(|metrics| &metrics.flushes), None),
+        Command::Discard { .. } | Command::WriteZeroes { .. } => (Some(|metrics| &metrics.discards), None),
+        Command::Map { .. } => (None, None),
+    }
 }
 
 fn count(metrics: &DiskMetrics, (requests, transferred): Counters, bytes: u64, succeeded: bool) {
@@ -81,7 +85,9 @@ fn count(metrics: &DiskMetrics, (requests, transferred): Counters, bytes: u64, s
         metrics.errors.fetch_add(1, Ordering::Relaxed);
         return;
     }
-    requests(metrics).fetch_add(1, Ordering::Relaxed);
+    if let Some(requests) = requests {
+        requests(metrics).fetch_add(1, Ordering::Relaxed);
+    }
     if let Some(transferred) = transferred {
         transferred(metrics).fetch_add(bytes, Ordering::Relaxed);
     }

@@ -10,10 +10,12 @@
 //! ```
 
 use std::fmt;
+use std::fs::File;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use vm_memory::mmap::FromRangesError;
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
 /// Fixed guest-physical addresses.
 pub mod layout {
@@ -185,13 +187,16 @@ pub fn memory_map(size: MemorySize) -> Vec<MemoryMapEntry> {
     map
 }
 
-/// Maps the guest's RAM: anonymous, zero, and taken from the host page by page as the guest touches it.
-pub fn allocate(size: MemorySize) -> Result<GuestMemoryMmap, FromRangesError> {
-    let ranges: Vec<(GuestAddress, usize)> = size
-        .ranges()
-        .map(|(address, length)| (address, length as usize))
-        .collect();
-    GuestMemoryMmap::from_ranges(&ranges)
+/// Maps the guest's RAM: anonymous, zero, and taken from the host page by page as the guest touches it. With a file it is that
+/// file, as it is and shared with whoever else has it: the RAM below the PCI hole first, then the rest. The file is as long as the RAM.
+pub fn allocate(size: MemorySize, file: Option<&Arc<File>>) -> Result<GuestMemoryMmap, FromRangesError> {
+    let mut at = 0;
+    let ranges = size.ranges().map(|(address, length)| {
+        let part = file.map(|file| FileOffset::from_arc(file.clone(), at));
+        at += length;
+        (address, length as usize, part)
+    });
+    GuestMemoryMmap::from_ranges_with_files(ranges.collect::<Vec<_>>())
 }
 
 #[cfg(test)]

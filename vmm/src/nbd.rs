@@ -25,6 +25,7 @@
 //! NBD_FLAG_CAN_MULTI_CONN promises, so it is set.
 
 pub mod connection;
+mod finished;
 pub mod job;
 pub mod listener;
 pub mod server;

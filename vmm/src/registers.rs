@@ -305,7 +305,7 @@ mod tests {
 
     #[test]
     fn page_tables_map_four_gib_and_end_before_the_command_line() {
-        let memory = crate::memory::allocate(crate::memory::MemorySize::MINIMUM).expect("memory");
+        let memory = crate::memory::allocate(crate::memory::MemorySize::MINIMUM, None).expect("memory");
         write_page_tables(&memory).expect("room");
         let entry = |address| memory.read_obj::<u64>(GuestAddress(address)).expect("in memory");
         assert_eq!(entry(0x9000), 0xa003);

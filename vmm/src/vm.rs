@@ -1,12 +1,17 @@
 //! A virtual machine: what is built, in which order, and how it is taken down.
 
 use std::cell::Cell;
+use std::fs::File;
 use std::sync::Arc;
 
 use anyhow::Context;
 use devices::bus::PortBus;
-use devices::chipset::{Chipset, ChipsetConfig, DriveConfig};
+use devices::chipset::{Chipset, ChipsetConfig, Plugged};
+use devices::ide::cd_rom_handle::{ButtonOutcome, CdRomHandle, Medium, TrayLocked};
+use devices::ide::controller::IdeOptions;
+use devices::ide::error_policy::Stop;
 use devices::serial::{COM1_GSI, Serial};
+use disk::Disk;
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use vm_memory::GuestMemoryMmap;
@@ -16,7 +21,7 @@ use crate::boot::{Entry, Payload};
 use crate::console::Output;
 use crate::exits::ExitOptions;
 use crate::interrupts::EdgeLine;
-use crate::kernel_ports::{self, InOrder, KernelPorts};
+use crate::kernel_ports::{self, InOrder, KernelPorts, PortsCell};
 use crate::memory::{self, MemorySize, layout};
 use crate::metrics::Metrics;
 use crate::milestones::Milestones;
@@ -32,10 +37,12 @@ const IDE_GSI: [u32; 2] = [14, 15];
 pub struct VmConfig {
     /// RAM.
     pub memory: MemorySize,
+    /// The file that is the RAM, if it is not the machine's own.
+    pub memory_file: Option<Arc<File>>,
     /// Number of CPUs.
     pub cpus: u8,
-    /// Disks: hda, hdb, hdc, hdd.
-    pub drives: [Option<DriveConfig>; 4],
+    /// Drives: hda, hdb, hdc, hdd.
+    pub drives: [Option<Plugged>; 4],
     /// Where the console's output goes.
     pub output: Arc<Output>,
     /// Written to when the console has room for more input.
@@ -55,6 +62,7 @@ pub struct Vm {
     vcpus: Vec<Vcpu>,
     serial: Arc<Serial>,
     surroundings: Surroundings,
+    ports_cell: PortsCell,
     chipset: Chipset,
     fd: Arc<VmFd>,
     memory: GuestMemoryMmap,
@@ -68,7 +76,8 @@ pub struct RunningVm {
     stops: Arc<Stops>,
     /// The guest's clock when it was paused, in nanoseconds.
     clock: Cell<Option<u64>>,
-    _chipset: Chipset,
+    ports_cell: PortsCell,
+    chipset: Chipset,
     fd: Arc<VmFd>,
     _memory: GuestMemoryMmap,
 }
@@ -77,20 +86,15 @@ impl Vm {
     /// Builds a machine on `kvm`, with `payload` loaded.
     pub fn new(kvm: &Kvm, config: VmConfig, payload: &Payload) -> anyhow::Result<Self> {
         let fd = Arc::new(kvm.create_vm().context("KVM refuses to make a virtual machine")?);
-        let memory =
-            memory::allocate(config.memory).with_context(|| format!("Cannot map {} of guest memory", config.memory))?;
+        let memory = memory::allocate(config.memory, config.memory_file.as_ref())
+            .with_context(|| format!("Cannot map {} of guest memory", config.memory))?;
         kvm_memory::register(&fd, &memory)?;
         create_interrupt_controllers(&fd)?;
         let bus = Arc::new(PortBus::default());
         let serial = create_serial(&fd, &config)?;
         let ports_cell = kernel_ports::cell();
         let populated = [0, 2].map(|first| config.drives[first..first + 2].iter().any(Option::is_some));
-        let drives = config.drives.map(|drive| {
-            drive.map(|mut drive| {
-                drive.disk = Arc::new(InOrder::new(drive.disk, ports_cell.clone()));
-                drive
-            })
-        });
+        let drives = config.drives.map(|plugged| Some(in_order(plugged?, &ports_cell)));
         let chipset = Chipset::new(ChipsetConfig {
             memory: memory.clone(),
             bus: bus.clone(),
@@ -98,6 +102,7 @@ impl Vm {
                 Arc::new(EdgeLine::new(&fd, IDE_GSI[0])?),
                 Arc::new(EdgeLine::new(&fd, IDE_GSI[1])?),
             ],
+            ide: IdeOptions::default(),
             drives,
             serial: serial.clone(),
             power: config.power.clone(),
@@ -118,18 +123,22 @@ impl Vm {
             config.metrics.clone(),
         )?);
         kernel_ports::connect(&ports, &chipset, &ports_cell);
+        let stops = Arc::new(Stops::new()?);
+        let stopped = stops.clone();
+        chipset.observe_stops(Box::new(move |stop| stopped.pause(describe(stop))));
         let surroundings = Surroundings {
             ports,
             power: config.power,
             output: config.output,
             milestones: config.milestones,
             metrics: config.metrics,
-            stops: Arc::new(Stops::new()?),
+            stops,
         };
         Ok(Self {
             vcpus,
             serial,
             surroundings,
+            ports_cell,
             chipset,
             fd,
             memory,
@@ -144,7 +153,8 @@ impl Vm {
             ports: self.surroundings.ports,
             stops: self.surroundings.stops,
             clock: Cell::new(None),
-            _chipset: self.chipset,
+            ports_cell: self.ports_cell,
+            chipset: self.chipset,
             fd: self.fd,
             _memory: self.memory,
         })
@@ -196,8 +206,61 @@ impl RunningVm {
             tracing::debug!(%error, "the guest's clock ran on");
         }
         eprintln!("spindle: going on");
+        // The requests first: one that fails again pauses a machine that runs, and is not lost.
         self.stops.resume();
+        self.chipset.resume();
     }
+}
+
+/// CD-ROM drives.
+impl RunningVm {
+    /// The CD-ROM drive in `slot` (0 is hda), if there is one.
+    pub fn cd_rom(&self, slot: usize) -> Option<CdRomHandle> {
+        self.chipset.cd_rom(slot)
+    }
+
+    /// Puts a medium into the tray of a drive, in place of what lay there.
+    ///
+    /// # Errors
+    /// If the guest has locked the tray.
+    pub fn insert_medium(&self, drive: &CdRomHandle, medium: Medium) -> Result<(), TrayLocked> {
+        drive.insert(medium.wrapped(|disk| Arc::new(InOrder::new(disk, self.ports_cell.clone()))))
+    }
+
+    /// Presses the button of the first CD-ROM drive, and says what came of it, in a line for people.
+    pub fn press_eject_button(&self) -> &'static str {
+        match (0..4)
+            .find_map(|slot| self.cd_rom(slot))
+            .map(|drive| drive.press_button())
+        {
+            Some(ButtonOutcome::Opened) => "\nspindle: the CD-ROM drive is open\n",
+            Some(ButtonOutcome::Closed) => "\nspindle: the CD-ROM drive is closed\n",
+            Some(ButtonOutcome::Requested) => {
+                "\nspindle: the guest has locked the CD-ROM drive, and was asked to open it\n"
+            }
+            None => "\nspindle: there is no CD-ROM drive\n",
+        }
+    }
+}
+
+/// What is plugged in, with completions that come after what the guest wrote before them.
+fn in_order(mut plugged: Plugged, ports: &PortsCell) -> Plugged {
+    let wrap = |disk| -> Arc<dyn Disk> { Arc::new(InOrder::new(disk, ports.clone())) };
+    match &mut plugged {
+        Plugged::Disk(config) => config.disk = wrap(config.disk.clone()),
+        Plugged::CdRom(config) => config.medium = config.medium.take().map(|medium| medium.wrapped(wrap)),
+    }
+    plugged
+}
+
+/// Why a drive pauses the machine.
+fn describe(stop: &Stop) -> String {
+    let hint = if stop.no_space {
+        " (the host has no space left)"
+    } else {
+        ""
+    };
+    format!("disk {}: {}{hint}", stop.slot, stop.error)
 }
 
 /// Both 8259s, the I/O APIC, local APICs and the PIT live in the kernel.

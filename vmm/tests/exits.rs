@@ -7,11 +7,10 @@ use std::fs;
 use std::path::Path;
 
 use devices::piix4::power_management::{PM1A_CONTROL_PORT, SLEEP_TYPE_S5};
-use guest_images::bare_metal::{BareMetalGuest, Mode, PowerOff};
+use guest_images::bare_metal::libata::{self, Channel, Direction};
+use guest_images::bare_metal::{BareMetalGuest, ENTRY_ADDRESS, Mode, PowerOff};
 use iced_x86::IcedError;
-use iced_x86::code_asm::{
-    CodeAssembler, CodeLabel, al, cr0, ds, dword_ptr, dx, eax, edi, edx, es, esi, ptr, registers::ax, ss, word_ptr,
-};
+use iced_x86::code_asm::{CodeAssembler, CodeLabel, cr0, ds, dword_ptr, eax, edi, es, ptr, registers::ax, ss};
 use serde_json::Value;
 
 use spindle::{Outcome, Spindle};
@@ -26,136 +25,49 @@ const EXIT_OPTIONS: [&str; 4] = [
 
 /// How many commands a test makes of each kind.
 const COMMANDS: u32 = 50;
-const SECTORS: u8 = 8;
+const SECTORS: u16 = 8;
 const DWORDS: u32 = SECTORS as u32 * 512 / 4;
+/// How much of it is compared; comparing is what takes time where KVM emulates the guest.
+const COMPARED_DWORDS: u32 = DWORDS / 8;
 
-/// A channel, and memory for its driver.
+/// A channel, and where its data is.
 #[derive(Clone, Copy)]
-struct Channel {
-    block: u16,
-    control: u16,
-    bus_master: u16,
-    table: u32,
-    counter: u32,
-    lba: u32,
+struct Disk {
+    channel: Channel,
     pattern: u32,
     buffer: u32,
 }
 
-const PRIMARY: Channel = Channel {
-    block: 0x1f0,
-    control: 0x3f6,
-    bus_master: 0xc000,
-    table: 0x20_0000,
-    counter: 0x20_0100,
-    lba: 0x20_0104,
+const PRIMARY: Disk = Disk {
+    channel: Channel::PRIMARY,
     pattern: 0x40_0000,
     buffer: 0x41_0000,
 };
 
-const SECONDARY: Channel = Channel {
-    block: 0x170,
-    control: 0x376,
-    bus_master: 0xc008,
-    table: 0x21_0000,
-    counter: 0x21_0100,
-    lba: 0x21_0104,
+const SECONDARY: Disk = Disk {
+    channel: Channel::SECONDARY,
     pattern: 0x42_0000,
     buffer: 0x43_0000,
 };
 
 const READ_DMA: u8 = 0xc8;
-const WRITE_DMA: u8 = 0xca;
 const TO_MEMORY: u8 = 1 << 3;
 const START: u8 = 1 << 0;
-const INTERRUPT: u8 = 1 << 2;
 
-fn in8(guest: &mut BareMetalGuest, port: u16) -> Result<(), IcedError> {
-    guest.assembler().mov(edx, u32::from(port))?;
-    guest.assembler().in_(al, dx)
-}
-
-/// One DMA command as Linux's libata makes it for LBA28: 13 reads and 13 writes. The address is in memory at
-/// `channel.lba`. Instead of an interrupt, the bus master's status is read until it shows one: further reads of that port.
-fn linux_command(guest: &mut BareMetalGuest, channel: Channel, opcode: u8, buffer: u32) -> Result<(), IcedError> {
-    let Channel {
-        block,
-        control,
-        bus_master,
-        table,
-        ..
-    } = channel;
-    let direction = if opcode == READ_DMA { TO_MEMORY } else { 0 };
-    guest.store32(table, buffer)?;
-    guest.store32(table + 4, u32::from(SECTORS) * 512 | 1 << 31)?;
-    in8(guest, block + 7)?;
-    guest.out8(block + 6, 0xa0)?;
-    in8(guest, control)?;
-    in8(guest, block + 7)?;
-    guest.out8(block + 1, 0)?;
-    guest.out8(block + 2, SECTORS)?;
-    for (port, shift) in [(block + 3, 0), (block + 4, 8), (block + 5, 16)] {
-        let assembler = guest.assembler();
-        assembler.mov(edi, channel.lba)?;
-        assembler.mov(eax, dword_ptr(edi))?;
-        assembler.shr(eax, shift)?;
-        assembler.mov(edx, u32::from(port))?;
-        assembler.out(dx, al)?;
-    }
-    guest.out8(block + 6, 0xe0)?;
-    in8(guest, block + 7)?;
-    guest.out32(bus_master + 4, table)?;
-    in8(guest, bus_master)?;
-    guest.out8(bus_master, direction)?;
-    guest.out8(block + 7, opcode)?;
-    in8(guest, control)?;
-    in8(guest, bus_master)?;
-    guest.out8(bus_master, direction | START)?;
-    // The interrupt.
-    guest.poll8(bus_master + 2, INTERRUPT, INTERRUPT)?;
-    guest.expect8(bus_master, START, START, "the start bit during the interrupt")?;
-    guest.out8(bus_master, direction)?;
-    in8(guest, control)?;
-    guest.expect8(control, 0x88, 0, "busy after the interrupt")?;
-    guest.expect8(block + 7, 0xff, 0x50, "status after the command")?;
-    guest.expect8(bus_master + 2, 0x07, INTERRUPT, "bus-master status after the command")?;
-    guest.out8(bus_master + 2, INTERRUPT)
-}
-
-/// Runs `body` `count` times, with a counter in memory.
-fn repeat(
-    guest: &mut BareMetalGuest,
-    counter: u32,
-    count: u32,
-    body: impl FnOnce(&mut BareMetalGuest) -> Result<(), IcedError>,
-) -> Result<(), IcedError> {
-    guest.store32(counter, count)?;
-    let mut again = guest.assembler().create_label();
-    guest.assembler().set_label(&mut again)?;
-    // A label needs an instruction of its own.
-    guest.assembler().nop()?;
-    body(guest)?;
-    let assembler = guest.assembler();
-    assembler.mov(edi, counter)?;
-    assembler.dec(dword_ptr(edi))?;
-    assembler.jne(again)
-}
-
-/// Writes and reads back `COMMANDS` blocks of different content, at different places.
-fn write_and_read_back(guest: &mut BareMetalGuest, channel: Channel, commands: u32) -> Result<(), IcedError> {
-    guest.fill32(channel.pattern, DWORDS, channel.pattern, 0x0101_0107)?;
-    guest.store32(channel.lba, 0)?;
-    repeat(guest, channel.counter, commands, |guest| {
+/// Writes and reads back `count` blocks of different content, at different places.
+fn write_and_read_back(guest: &mut BareMetalGuest, disk: Disk, count: u32) -> Result<(), IcedError> {
+    let channel = disk.channel;
+    guest.fill32(disk.pattern, DWORDS, disk.pattern, 0x0101_0107)?;
+    guest.store32(channel.lba(), 0)?;
+    libata::repeat(guest, channel, count, |guest| {
+        libata::advance(guest, channel, SECTORS, 1 << 15)?;
         // No block is like another: its first words say where it is.
         let assembler = guest.assembler();
-        assembler.mov(edi, channel.lba)?;
-        assembler.add(dword_ptr(edi), u32::from(SECTORS))?;
-        assembler.mov(eax, dword_ptr(edi))?;
-        assembler.mov(edi, channel.pattern)?;
+        assembler.mov(edi, disk.pattern)?;
         assembler.mov(dword_ptr(edi), eax)?;
-        linux_command(guest, channel, WRITE_DMA, channel.pattern)?;
-        linux_command(guest, channel, READ_DMA, channel.buffer)?;
-        guest.expect_equal32(channel.pattern, channel.buffer, DWORDS, "what was read back")
+        libata::transfer(guest, channel, Direction::Write, SECTORS, disk.pattern)?;
+        libata::transfer(guest, channel, Direction::Read, SECTORS, disk.buffer)?;
+        guest.expect_equal32(disk.pattern, disk.buffer, COMPARED_DWORDS, "what was read back")
     })
 }
 
@@ -238,60 +150,61 @@ fn a_dma_command_of_linux_takes_fourteen_exits() {
 
 /// Where CPU 1 begins: real mode, at the page that the start-up IPI names.
 const TRAMPOLINE: u32 = 0x8000;
+const LOCAL_APIC_ID: u32 = 0xfee0_0020;
 const LOCAL_APIC_COMMAND: u32 = 0xfee0_0300;
 /// Set by CPU 1 when it is done.
 const DONE: u32 = 0x22_0000;
 
-/// Real-mode code that enters 32-bit protected mode and jumps to the address that is stored behind it.
+/// Real-mode code that enters 32-bit protected mode with flat segments, and begins where CPU 0 began.
 fn trampoline() -> Vec<u8> {
     let mut code = CodeAssembler::new(16).expect("an assembler");
     let assemble = |code: &mut CodeAssembler| -> Result<(), IcedError> {
         code.cli()?;
         code.xor(ax, ax)?;
         code.mov(ds, ax)?;
-        code.lgdt(ptr(u64::from(TRAMPOLINE) + GDT_POINTER))?;
+        code.lgdt(ptr(u64::from(TRAMPOLINE) + GDT_POINTER as u64))?;
         code.mov(eax, cr0)?;
         code.or(eax, 1)?;
-        code.mov(cr0, eax)
+        code.mov(cr0, eax)?;
+        code.mov(eax, 0x10)?;
+        code.mov(ds, eax)?;
+        code.mov(es, eax)?;
+        code.mov(ss, eax)
     };
     assemble(&mut code).expect("real-mode code");
     let mut bytes = code.assemble(u64::from(TRAMPOLINE)).expect("real-mode code");
-    // jmp far 8:ENTRY, with a 32-bit offset; filled in by the guest.
+    // jmp far 8:ENTRY_ADDRESS, with a 32-bit offset.
     bytes.extend([0x66, 0xea]);
-    assert!(bytes.len() as u64 <= ENTRY);
-    // What lies between is never executed: the jump's operand is where it is assembled.
-    let operand = bytes.len();
-    bytes.extend([0; 4]);
-    bytes.extend([8, 0]);
-    assert!(bytes.len() as u64 <= GDT_POINTER);
-    bytes.resize(GDT_POINTER as usize, 0);
+    bytes.extend(ENTRY_ADDRESS.to_le_bytes());
+    bytes.extend(8u16.to_le_bytes());
+    assert!(bytes.len() <= GDT_POINTER);
+    bytes.resize(GDT_POINTER, 0);
     bytes.extend(23u16.to_le_bytes());
     bytes.extend((TRAMPOLINE + GDT as u32).to_le_bytes());
-    bytes.resize(GDT as usize, 0);
+    bytes.resize(GDT, 0);
     // Null, flat 32-bit code, flat data (Intel SDM volume 3, 3.4.5).
     for descriptor in [0u64, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff] {
         bytes.extend(descriptor.to_le_bytes());
     }
-    bytes.push(operand as u8);
     bytes
 }
 
-const ENTRY: u64 = 0x40;
-const GDT_POINTER: u64 = 0x50;
-const GDT: u64 = 0x58;
+/// Behind the trampoline's code.
+const GDT_POINTER: usize = 0x50;
+const GDT: usize = 0x58;
 
-/// Starts CPU 1 at `entry`, in protected mode with flat segments.
-fn start_second_cpu(guest: &mut BareMetalGuest, entry: CodeLabel) -> Result<(), IcedError> {
-    let mut bytes = trampoline();
-    let operand = u32::from(bytes.pop().expect("the operand's place"));
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    for (address, word) in (TRAMPOLINE..).step_by(4).zip(bytes.chunks_exact(4)) {
+/// Splits the CPUs: CPU 0 starts the other one and goes on; CPU 1 comes the same way and goes to `second`.
+fn start_second_cpu(guest: &mut BareMetalGuest, second: CodeLabel) -> Result<(), IcedError> {
+    let assembler = guest.assembler();
+    assembler.mov(edi, LOCAL_APIC_ID)?;
+    assembler.mov(eax, dword_ptr(edi))?;
+    assembler.shr(eax, 24)?;
+    assembler.jne(second)?;
+    guest.store32(DONE, 0)?;
+    for (address, word) in (TRAMPOLINE..).step_by(4).zip(trampoline().chunks_exact(4)) {
         guest.store32(address, u32::from_le_bytes(word.try_into().expect("four bytes")))?;
     }
-    let assembler = guest.assembler();
-    assembler.lea(eax, ptr(entry))?;
-    assembler.mov(edi, TRAMPOLINE + operand)?;
-    assembler.mov(dword_ptr(edi), eax)?;
+    // To APIC id 1: INIT, then start-up at the trampoline's page (Intel SDM volume 3, "Interrupt Command Register").
     guest.store32(LOCAL_APIC_COMMAND + 0x10, 1 << 24)?;
     guest.store32(LOCAL_APIC_COMMAND, 0x4500)?;
     guest.store32(LOCAL_APIC_COMMAND, 0x4600 | TRAMPOLINE >> 12)
@@ -301,9 +214,8 @@ fn start_second_cpu(guest: &mut BareMetalGuest, entry: CodeLabel) -> Result<(), 
 fn two_cpus_on_two_channels_do_not_disturb_each_other() {
     let image = guest(|guest| {
         let mut second = guest.assembler().create_label();
-        guest.store32(DONE, 0)?;
         start_second_cpu(guest, second)?;
-        write_and_read_back(guest, PRIMARY, 4 * COMMANDS)?;
+        write_and_read_back(guest, PRIMARY, 2 * COMMANDS)?;
         let mut wait = guest.assembler().create_label();
         let assembler = guest.assembler();
         assembler.mov(edi, DONE)?;
@@ -314,12 +226,9 @@ fn two_cpus_on_two_channels_do_not_disturb_each_other() {
         guest.power_off()?;
 
         guest.assembler().set_label(&mut second)?;
-        let assembler = guest.assembler();
-        assembler.mov(eax, 0x10)?;
-        assembler.mov(ds, eax)?;
-        assembler.mov(es, eax)?;
-        assembler.mov(ss, eax)?;
-        write_and_read_back(guest, SECONDARY, 4 * COMMANDS)?;
+        // A label needs an instruction of its own.
+        guest.assembler().nop()?;
+        write_and_read_back(guest, SECONDARY, 2 * COMMANDS)?;
         guest.store32(DONE, 1)?;
         guest.stop()
     });
@@ -341,23 +250,29 @@ fn two_cpus_on_two_channels_do_not_disturb_each_other() {
 fn a_stop_comes_after_the_start_before_it() {
     let image = guest(|guest| {
         write_and_read_back(guest, PRIMARY, 1)?;
-        repeat(guest, PRIMARY.counter, COMMANDS, |guest| {
+        libata::repeat(guest, Channel::PRIMARY, COMMANDS, |guest| {
             guest.store32(PRIMARY.buffer, 0)?;
-            for (port, value) in [(0x1f2, SECTORS), (0x1f3, 0), (0x1f4, 0), (0x1f5, 0), (0x1f6, 0xe0)] {
+            for (port, value) in [
+                (0x1f2, SECTORS as u8),
+                (0x1f3, 0),
+                (0x1f4, 0),
+                (0x1f5, 0),
+                (0x1f6, 0xe0),
+            ] {
                 guest.out8(port, value)?;
             }
-            guest.out32(PRIMARY.bus_master + 4, PRIMARY.table)?;
+            guest.out32(Channel::PRIMARY.bus_master + 4, Channel::PRIMARY.memory)?;
             guest.out8(0x1f7, READ_DMA)?;
-            guest.out8(PRIMARY.bus_master, TO_MEMORY | START)?;
-            guest.out8(PRIMARY.bus_master, TO_MEMORY)?;
-            guest.expect8(PRIMARY.bus_master, START, 0, "the start bit after a stop")?;
-            guest.expect8(PRIMARY.bus_master + 2, START, 0, "active after a stop")?;
+            guest.out8(Channel::PRIMARY.bus_master, TO_MEMORY | START)?;
+            guest.out8(Channel::PRIMARY.bus_master, TO_MEMORY)?;
+            guest.expect8(Channel::PRIMARY.bus_master, START, 0, "the start bit after a stop")?;
+            guest.expect8(Channel::PRIMARY.bus_master + 2, START, 0, "active after a stop")?;
             // A reset ends it, once a transfer that had begun has.
             guest.out8(0x3f6, 1 << 2)?;
             guest.out8(0x3f6, 0)?;
             guest.poll8(0x3f6, 0x80, 0)?;
-            guest.expect8(PRIMARY.bus_master, START, 0, "the start bit after a reset")?;
-            guest.out8(PRIMARY.bus_master + 2, 0x06)
+            guest.expect8(Channel::PRIMARY.bus_master, START, 0, "the start bit after a reset")?;
+            guest.out8(Channel::PRIMARY.bus_master + 2, 0x06)
         })?;
         guest.print("OK\n")?;
         guest.power_off()
@@ -384,7 +299,7 @@ fn latched_writes_read_back() {
                 guest.expect8(port, 0xff, value, "a register that was just written")?;
             }
         }
-        repeat(guest, PRIMARY.counter, 400, |guest| {
+        libata::repeat(guest, Channel::PRIMARY, 400, |guest| {
             guest.out8(0x1f2, 1)?;
             guest.out8(0x1f3, 2)
         })?;
@@ -401,8 +316,11 @@ fn latched_writes_read_back() {
             guest.expect8(port, 0xff, value, "the table's address after a move")?;
         }
         guest.expect8(0xc004, 0xff, 0xff, "the old place")?;
-        let moved = Channel {
-            bus_master: 0xd000,
+        let moved = Disk {
+            channel: Channel {
+                bus_master: 0xd000,
+                ..Channel::PRIMARY
+            },
             ..PRIMARY
         };
         write_and_read_back(guest, moved, 3)?;

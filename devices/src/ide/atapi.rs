@@ -32,6 +32,7 @@ mod performance;
 mod phase;
 mod read;
 mod reset;
+mod saved;
 mod sector;
 mod sense;
 mod transfer;
@@ -44,11 +45,11 @@ use disk::Disk;
 
 use self::mode::Parameters;
 use self::phase::Phase;
+pub(super) use self::saved::SavedCdRom;
 use self::sense::Sense;
 use self::transfer_mode::TransferMode;
-pub(crate) use self::tray::Medium;
 use self::tray::Tray;
-pub use self::tray::{EjectOutcome, MediumError, TrayLocked};
+pub use self::tray::{ButtonOutcome, EjectOutcome, Medium, MediumError, TrayLocked, TrayObserver, TrayState};
 use super::identity::Identity;
 use super::registers::{Status, TaskFile};
 
@@ -156,6 +157,21 @@ impl CdRom {
     /// Presses the eject button.
     pub(super) fn request_eject(&mut self) -> EjectOutcome {
         self.tray.request_eject()
+    }
+
+    /// Presses the button of a tray that may be open: then it closes.
+    pub(super) fn press_button(&mut self) -> ButtonOutcome {
+        self.tray.press_button()
+    }
+
+    /// How the tray is.
+    pub(super) fn tray_state(&self) -> TrayState {
+        self.tray.state()
+    }
+
+    /// Calls `observer` whenever the tray opens or closes.
+    pub(super) fn observe_tray(&mut self, observer: TrayObserver) {
+        self.tray.observe(observer);
     }
 
     /// Opens the tray although the guest has locked it, and takes the medium out.

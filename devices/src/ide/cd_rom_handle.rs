@@ -2,22 +2,9 @@
 
 use std::sync::Arc;
 
-use disk::Disk;
-
-use super::atapi::{CdRom, Medium};
-pub use super::atapi::{EjectOutcome, MediumError, TrayLocked};
+use super::atapi::CdRom;
+pub use super::atapi::{ButtonOutcome, EjectOutcome, Medium, MediumError, TrayLocked, TrayObserver, TrayState};
 use super::channel::Channel;
-
-/// Why a medium was not inserted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum InsertError {
-    /// It is none.
-    #[error(transparent)]
-    Medium(#[from] MediumError),
-    /// The guest uses the one that is there.
-    #[error(transparent)]
-    Locked(#[from] TrayLocked),
-}
 
 /// A CD-ROM drive, from outside the machine. Usable on any thread.
 #[derive(Clone)]
@@ -35,18 +22,38 @@ impl CdRomHandle {
         })
     }
 
-    /// Puts a disc that holds what `disk` does into the tray, in place of what lay there, and closes it. The guest learns
-    /// of it by a unit attention and by an event.
-    pub fn insert(&self, disk: Arc<dyn Disk>) -> Result<(), InsertError> {
-        let medium = Medium::new(disk)?;
-        self.with(|drive| drive.insert(medium))
-            .unwrap_or(Ok(()))
-            .map_err(InsertError::from)
+    /// Puts a medium into the tray, in place of what lay there, and closes it. The guest learns of it by a unit attention
+    /// and by an event.
+    ///
+    /// # Errors
+    /// If the guest has locked the tray.
+    pub fn insert(&self, medium: Medium) -> Result<(), TrayLocked> {
+        self.with(|drive| drive.insert(medium)).unwrap_or(Ok(()))
     }
 
     /// Presses the eject button: the tray opens, or a guest that has locked it is asked to open it.
     pub fn request_eject(&self) -> EjectOutcome {
         self.with(CdRom::request_eject).unwrap_or(EjectOutcome::Open)
+    }
+
+    /// Presses the button of the drive: as [`CdRomHandle::request_eject`], but an open tray closes, over the medium that
+    /// lies in it.
+    pub fn press_button(&self) -> ButtonOutcome {
+        self.with(CdRom::press_button).unwrap_or(ButtonOutcome::Opened)
+    }
+
+    /// How the tray is.
+    pub fn state(&self) -> TrayState {
+        self.with(|drive| drive.tray_state()).unwrap_or(TrayState {
+            open: true,
+            locked: false,
+            occupied: false,
+        })
+    }
+
+    /// Calls `observer` from now on whenever the tray opens or closes, in place of an earlier one.
+    pub fn observe(&self, observer: TrayObserver) {
+        self.with(|drive| drive.observe_tray(observer));
     }
 
     /// Opens the tray although the guest has locked it, and takes the medium out. What reads it then fails.

@@ -209,6 +209,7 @@ fn build(drives: [Option<DriveConfig>; 4]) -> Result<Chipset, ChipsetError> {
         memory: GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).expect("anonymous memory"),
         bus: Arc::new(PortBus::default()),
         ide_lines: [line(), line()],
+        ide: devices::ide::controller::IdeOptions::default(),
         drives: drives.map(|drive| drive.map(Plugged::Disk)),
         serial: Serial::new(line(), Box::new(std::io::sink()), Box::new(|| {})),
         power: Arc::new(RecordedPower::default()),

@@ -18,6 +18,7 @@ use std::rc::Rc;
 
 use super::cache_memory::CacheMemory;
 use crate::Buffer;
+use crate::failpoint::{self, Point};
 use crate::planted_bug::{Bug, planted};
 use crate::storage::Piece;
 use crate::wait::WaitList;
@@ -205,8 +206,10 @@ impl Cache {
             && !planted(Bug::DirtyNotAnnounced)
         {
             self.memory.announce_dirty(slice.slot, slice.offset, class);
+            failpoint::hit(Point::CacheAnnounce);
         }
         self.memory.store(at, bytes);
+        failpoint::hit(Point::CacheStore);
     }
 
     /// Bytes of all dirty slices.
@@ -271,6 +274,7 @@ impl Cache {
                 if !planted(Bug::CleanNotAnnounced) {
                     self.memory.announce_clean(copy.slot);
                 }
+                failpoint::hit(Point::CacheClean);
             }
         }
         drop(slots);

@@ -8,6 +8,7 @@ use super::entry::ZERO;
 use super::mapping::Kind;
 use super::order::Unlinked;
 use crate::DiskError;
+use crate::failpoint::{self, Point};
 use crate::storage::Piece;
 
 impl Qcow2 {
@@ -92,6 +93,7 @@ impl Qcow2 {
             }
             let until = (cluster + run).min(self.slice_end(cluster));
             let slice = self.l2_slice_to_change(cluster).await?;
+            failpoint::hit(Point::Discard);
             let references = self.replace_entries(slice, cluster..until, |_| entry)?;
             Unlinked::new(self.clone(), references).release();
             cluster = until;

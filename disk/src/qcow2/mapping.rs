@@ -10,6 +10,7 @@ use super::cache::{Class, Slice};
 use super::entry::{COPIED, L1Entry, L2Entry};
 use super::order::{Clusters, Content, Filled, Unlinked};
 use super::overlap::Structure;
+use crate::failpoint::{self, Point};
 use crate::planted_bug::{Bug, planted};
 use crate::storage::Piece;
 use crate::{Buffer, DiskError};
@@ -162,6 +163,7 @@ impl Qcow2 {
             }
         }
         for cluster in clusters.clone() {
+            failpoint::hit(Point::L2Update);
             self.cache
                 .set_entry(slice, self.slice_index(cluster), entry(cluster - clusters.start));
         }
@@ -185,10 +187,12 @@ impl Qcow2 {
         }
         let new = self.allocate(1).await?;
         let content = self.l2_table_content(old).await?;
+        failpoint::hit(Point::L2AllocWrite);
         let filled = new.write(content).await?;
         // Whatever the cache still holds of that place was another table.
         self.forget_cached(filled.clusters()).await;
         let (slice, slice_index) = self.l1_slice(index).await?;
+        failpoint::hit(Point::L1Update);
         self.cache.set_entry(
             slice,
             slice_index,

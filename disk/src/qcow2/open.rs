@@ -15,6 +15,7 @@ use super::token::Token;
 use super::write_back::WriteBack;
 use super::{Qcow2, recover, token};
 use crate::disk::Corruption;
+use crate::failpoint::{self, Point};
 use crate::image::Image;
 use crate::open::OpenCause;
 use crate::planted_bug::{Bug, planted};
@@ -138,14 +139,14 @@ pub(crate) async fn open(opening: Opening) -> Result<Rc<Qcow2>, OpenCause> {
     }
     let shape = Shape::new(cache.bytes, header.cluster_size());
     let buffer = match &lasting {
-        Some(lasting) => {
-            let head = CacheMemory::head(shape, of_image(cache.identity, &header));
-            lasting.make(shape.length(), &head).map_err(OpenCause::CacheMemory)?
-        }
+        Some(lasting) => lasting.make(shape.length()).map_err(OpenCause::CacheMemory)?,
         None => Buffer::zeroed(shape.length()),
     };
     let (metadata, _) = MetadataMap::of(&header, &l1, &refcount_table, &snapshots);
-    let memory = CacheMemory::new(buffer, shape);
+    let memory = CacheMemory::format(buffer, shape, of_image(cache.identity, &header));
+    if let Some(lasting) = &lasting {
+        lasting.publish().map_err(OpenCause::CacheMemory)?;
+    }
     let image = Rc::new(Qcow2 {
         tasks,
         file,
@@ -244,6 +245,7 @@ async fn prepare_header(file: &ImageFile, header: &mut Header, new_token: Option
         header.autoclear_features = 0;
     }
     header.incompatible_features |= INCOMPATIBLE_DIRTY;
+    failpoint::hit(Point::DirtyBitSet);
     header.write_features(file).await?;
     file.sync().await
 }

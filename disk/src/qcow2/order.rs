@@ -14,6 +14,7 @@ use std::rc::Rc;
 
 use super::Qcow2;
 use crate::DiskError;
+use crate::failpoint::{self, Point};
 use crate::five_steps;
 use crate::planted_bug::{Bug, planted};
 use crate::storage::Pieces;
@@ -47,6 +48,8 @@ impl five_steps::Image for Qcow2 {
         let start = clusters.first << image.cluster_bits;
         image.check_no_metadata_at(start, clusters.count << image.cluster_bits)?;
         let offset = start + content.start;
+        let copies = content.pieces.len() > 1;
+        failpoint::hit(if copies { Point::CowWrite } else { Point::WriteAio });
         let transfer = image.file.write(offset, content.pieces);
         if planted(Bug::LinkedBeforeWritten) {
             drop(image.tasks.finish(transfer, ()));
@@ -66,6 +69,7 @@ impl five_steps::Image for Qcow2 {
         if planted(Bug::LinkForgetsOld) {
             return;
         }
+        failpoint::hit(Point::Quarantine);
         self.write_back.quarantine(references);
     }
 }

@@ -20,6 +20,7 @@ use super::snapshot_table::SnapshotRecord;
 use super::switch::table_of;
 use crate::DiskError;
 use crate::disk::Corruption;
+use crate::failpoint::{self, Point};
 use crate::planted_bug::{Bug, planted};
 use crate::storage::ImageFile;
 
@@ -48,8 +49,10 @@ pub(super) async fn write_survivors(
     }
     for stage in stages {
         for survivor in survivors.iter().filter(|survivor| stage.contains(&survivor.class)) {
+            failpoint::hit(Point::RecoverWrite);
             file.write_bytes(survivor.offset, &survivor.content).await?;
         }
+        failpoint::hit(Point::RecoverBarrier);
         if !planted(Bug::SurvivorsWithoutBarriers) {
             file.sync().await?;
         }
@@ -93,10 +96,12 @@ pub(super) async fn rebuild_refcounts(
             );
         }
         if changed {
+            failpoint::hit(Point::RecoverRefcounts);
             file.write_bytes(offset, &block).await?;
         }
     }
     if raised + lowered > 0 {
+        failpoint::hit(Point::RecoverRefcountsBarrier);
         file.sync().await?;
         tracing::info!(reclaimed = lowered, raised, "refcounts rebuilt");
     }

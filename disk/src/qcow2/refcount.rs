@@ -12,6 +12,7 @@ use super::order::{Allocated, Clusters};
 use super::overlap::Structure;
 use crate::DiskError;
 use crate::disk::Corruption;
+use crate::failpoint::{self, Point};
 use crate::in_flight::InFlight;
 use crate::planted_bug::{Bug, planted};
 
@@ -27,6 +28,8 @@ pub(super) struct Refcounts {
     table: RefCell<Vec<u64>>,
     /// No cluster before this one is free.
     cursor: Cell<u64>,
+    /// Something was not given up for an error, or not mended: only counting all references anew will.
+    needs_recovery: Cell<bool>,
     /// Held by who adds a block, or moves the table to add many.
     adding: Rc<InFlight>,
     /// Held by who moves the table; used by who writes it, and so by each write-back. Who holds it must not wait for room in the
@@ -40,6 +43,7 @@ impl Refcounts {
         Self {
             table: RefCell::new(table),
             cursor: Cell::new(1),
+            needs_recovery: Cell::new(false),
             adding: Rc::default(),
             table_in_flight: Rc::default(),
         }
@@ -150,6 +154,7 @@ impl Qcow2 {
         if !planted(Bug::RefcountNotRaised) {
             self.cache.write(slice, changed.start, &bytes[changed]);
         }
+        failpoint::hit(Point::ClusterAlloc);
         let clusters = Clusters {
             first: start + (first - index) as u64,
             count: count as u64,
@@ -168,8 +173,27 @@ impl Qcow2 {
         });
     }
 
-    /// Takes one reference from each cluster; those without another are free again.
+    /// From now on the image has leaks, or flags that do not fit, that this process does not mend: it stays marked as dirty when it is
+    /// closed, and the next open does.
+    pub(super) fn leave_for_recovery(&self) {
+        self.refcounts.needs_recovery.set(true);
+    }
+
+    /// Whether the next open shall find the image dirty.
+    pub(super) fn needs_recovery(&self) -> bool {
+        self.refcounts.needs_recovery.get()
+    }
+
+    /// Takes one reference from each cluster; those without another are free again. After an error some leak.
     pub(super) async fn decrement_refcounts(self: &Rc<Self>, clusters: Clusters) -> Result<(), DiskError> {
+        let result = self.decrement_each(clusters).await;
+        if result.is_err() {
+            self.leave_for_recovery();
+        }
+        result
+    }
+
+    async fn decrement_each(self: &Rc<Self>, clusters: Clusters) -> Result<(), DiskError> {
         for cluster in clusters.first..clusters.first + clusters.count {
             let at = cluster << self.cluster_bits;
             let Place::Slice { offset, index } = self.refcount_place(cluster) else {
@@ -200,6 +224,7 @@ impl Qcow2 {
             }
             if run > start {
                 let length = (run - start) << self.cluster_bits;
+                failpoint::hit(Point::PunchHole);
                 self.file.punch_hole(start << self.cluster_bits, length).await?;
             }
             start = run + 1;
@@ -315,6 +340,7 @@ impl Qcow2 {
         if self.refcounts.table.borrow()[block as usize] != 0 {
             return Ok(());
         }
+        failpoint::hit(Point::RefblockAlloc);
         let cluster = block << self.block_bits();
         let offset = cluster << self.cluster_bits;
         if cluster == 0 {
@@ -333,12 +359,14 @@ impl Qcow2 {
         self.image_end
             .set(self.image_end.get().max(offset + self.cluster_size()));
         self.file.write_bytes(offset, &content).await?;
+        failpoint::hit(Point::RefblockAllocWrite);
         self.forget_cached(Clusters {
             first: cluster,
             count: 1,
         })
         .await;
         let (slice, index) = self.refcount_table_slice(block).await?;
+        failpoint::hit(Point::RefblockAllocHookup);
         self.refcounts.table.borrow_mut()[block as usize] = offset;
         self.cache.set_entry(slice, index, offset);
         self.metadata.insert(cluster, Structure::RefcountBlock);
@@ -359,6 +387,7 @@ impl Qcow2 {
     /// Moves the refcount table, which has `entries`, to a larger place: behind all that it could describe, along
     /// with the blocks that describe that place. One header write makes it the table. Returns the old one's clusters.
     async fn grow_refcount_table(self: &Rc<Self>, entries: u64) -> Result<Clusters, DiskError> {
+        failpoint::hit(Point::ReftableGrow);
         let first = entries << self.block_bits();
         let layout = TableLayout::after(entries, self.block_bits(), self.cluster_bits);
         let too_large = layout.table_clusters << self.cluster_bits > MAX_REFCOUNT_TABLE_BYTES.max(self.cluster_size());
@@ -384,6 +413,7 @@ impl Qcow2 {
         self.image_end.set(self.image_end.get().max(end));
         self.file.write_bytes(blocks_at, &blocks).await?;
         self.file.write_bytes(table_at, &table_bytes).await?;
+        failpoint::hit(Point::ReftableGrowWrite);
         if !planted(Bug::TableNamedBeforeDurable) {
             self.sync().await?;
         }
@@ -399,6 +429,7 @@ impl Qcow2 {
             self.lose_durability();
             return Err(error);
         }
+        failpoint::hit(Point::ReftableGrowSwitch);
         let old = self.adopt_refcount_table(table, first, &layout);
         // Without this barrier the old table is not given up.
         self.sync().await?;

@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 use super::Qcow2;
 use super::header::Header;
 use super::order::{Allocated, Clusters, Content, Filled, Unlinked};
+use crate::failpoint::{self, Point};
 use crate::in_flight::InFlightGuard;
 use crate::planted_bug::{Bug, planted};
 use crate::storage::Piece;
@@ -107,9 +108,13 @@ impl Qcow2 {
         let old = self.header.borrow().clone();
         let mut new = old.clone();
         change(&mut new);
+        failpoint::hit(Point::HeaderSwitch);
         let written = match new.write_tables(&self.file).await {
             Ok(()) if planted(Bug::NoBarrierAfterSwitch) => Ok(()),
-            Ok(()) => self.sync().await,
+            Ok(()) => {
+                failpoint::hit(Point::HeaderSwitched);
+                self.sync().await
+            }
             Err(error) => Err(error),
         };
         if let Err(error) = written {

@@ -2,11 +2,13 @@
 
 use std::rc::Rc;
 
+use futures_lite::future::zip;
 use smallvec::SmallVec;
 
 use super::Qcow2;
 use super::mapping::Kind;
 use super::order::{Allocated, Content};
+use crate::failpoint::{self, Point};
 use crate::in_flight::InFlightGuard;
 use crate::planted_bug::{Bug, planted};
 use crate::storage::{Piece, Pieces};
@@ -47,6 +49,7 @@ impl Qcow2 {
             targets.push((host, part(source, done, extent.length)));
             done += extent.length;
         }
+        failpoint::hit(Point::WriteInPlace);
         let transfers: SmallVec<[_; 4]> = targets
             .into_iter()
             .map(|(host, piece)| {
@@ -96,6 +99,7 @@ impl Qcow2 {
         let length = (end - offset).min(source.range.len() as u64);
         let content = self.content(&allocated, offset, part(&source, 0, length)).await?;
         let filled = allocated.write(content).await?;
+        failpoint::hit(Point::WriteDone);
         let unlinked = self.link(clusters.start, filled).await?;
         unlinked.release();
         Ok(length)
@@ -106,8 +110,13 @@ impl Qcow2 {
         let head = self.within_cluster(offset);
         let end = offset + source.range.len() as u64;
         let tail = end.next_multiple_of(self.cluster_size()) - end;
-        let before = self.old_content(offset - head, head, allocated.fresh()).await?;
-        let after = self.old_content(end, tail, allocated.fresh()).await?;
+        // Both at once: what has to be read, from a backing file for example, is read side by side.
+        let (before, after) = zip(
+            self.old_content(offset - head, head, allocated.fresh()),
+            self.old_content(end, tail, allocated.fresh()),
+        )
+        .await;
+        let (before, after) = (before?, after?);
         let start = if before.is_some() { 0 } else { head };
         let pieces: Pieces = before.into_iter().chain([source]).chain(after).collect();
         Ok(Content { start, pieces })
@@ -132,6 +141,7 @@ impl Qcow2 {
                 range: 0..length as usize,
             }));
         }
+        failpoint::hit(Point::CowRead);
         let old = Piece::whole(Buffer::zeroed(length as usize));
         self.read_mapped(offset, old.clone()).await?;
         Ok(Some(old))

@@ -22,6 +22,7 @@ use super::cache::{Class, DirtySlice};
 use super::header::INCOMPATIBLE_DIRTY;
 use super::order::Clusters;
 use crate::DiskError;
+use crate::failpoint::{self, Point};
 use crate::planted_bug::{Bug, planted};
 use crate::storage::{Piece, Pieces};
 use crate::wait::WaitList;
@@ -115,7 +116,7 @@ impl Qcow2 {
     }
 
     /// Writes back what a flush leaves, the refcounts of clusters that left quarantine, and marks the image as closed.
-    /// For the end, when a flush is done and no task is left.
+    /// For the end, when a flush is done and no task is left. An image with leaks stays marked as open.
     pub(crate) async fn finish(self: &Rc<Self>) -> Result<(), DiskError> {
         if planted(Bug::ClosedBeforeWritten) {
             let mut header = self.header.borrow().clone();
@@ -126,16 +127,20 @@ impl Qcow2 {
             self.write_refcounts().await?;
             self.sync().await?;
         }
+        failpoint::hit(Point::DirtyBitClear);
         let header = {
             let mut header = self.header.borrow_mut();
-            header.incompatible_features &= !INCOMPATIBLE_DIRTY;
+            if !self.needs_recovery() {
+                header.incompatible_features &= !INCOMPATIBLE_DIRTY;
+            }
             header.clone()
         };
-        if header.version >= 3 {
+        if header.version >= 3 && !header.is_dirty() {
             header.write_features(&self.file).await?;
             self.sync().await?;
         }
         if let Some(lasting) = &self.lasting {
+            failpoint::hit(Point::CacheFileRemove);
             lasting.remove();
         }
         Ok(())
@@ -232,19 +237,24 @@ impl Qcow2 {
         if planted(Bug::LinksBeforeRefcounts) {
             self.write_slices(&captured.slices).await?;
         }
+        failpoint::hit(Point::WriteBack);
         self.write_refcounts().await?;
+        failpoint::hit(Point::DataBarrier);
         if !planted(Bug::NoBarrierBeforeLinks) {
             self.sync().await?;
         }
         if captured.slices.is_empty() {
             return Ok(());
         }
+        failpoint::hit(Point::L2WriteBack);
         let late = planted(Bug::CopiesTakenLate).then(|| self.capture().slices);
         let slices = late.as_ref().unwrap_or(&captured.slices);
         self.write_slices(slices).await?;
+        failpoint::hit(Point::LinkBarrier);
         if !planted(Bug::NoBarrierAfterLinks) {
             self.sync().await?;
         }
+        failpoint::hit(Point::LinksDurable);
         self.cache.written_back(slices);
         Ok(())
     }
@@ -256,12 +266,15 @@ impl Qcow2 {
         // Taken first: the blocks that these name were written when they were made.
         let table = self.cache.dirty_slices(Class::RefcountTable);
         let blocks = self.cache.dirty_slices(Class::RefcountBlock);
+        failpoint::hit(Point::RefblockUpdate);
         self.write_slices(&blocks).await?;
         self.cache.written_back(&blocks);
         if !table.is_empty() {
+            failpoint::hit(Point::ReftableBarrier);
             if !planted(Bug::NoBarrierBeforeRefcountTable) {
                 self.sync().await?;
             }
+            failpoint::hit(Point::ReftableUpdate);
             self.write_slices(&table).await?;
             self.cache.written_back(&table);
         }
@@ -320,6 +333,7 @@ impl Qcow2 {
         // A task of its own: it may need room in the cache, and so the next write-back.
         self.tasks.spawn(async move {
             for clusters in unlinked {
+                failpoint::hit(Point::ClusterFree);
                 // Before anybody else can have them. A file system without holes keeps the space, no more.
                 if image.unmap
                     && let Err(error) = image.punch_last_references(clusters).await

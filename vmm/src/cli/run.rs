@@ -1,5 +1,6 @@
 //! `spindle run`: from arguments to the end of the machine.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,11 +8,13 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use clap::CommandFactory;
 use clap::error::ErrorKind;
-use devices::chipset::DriveConfig;
-use disk::{Aio, Disk, Engine, EngineOptions};
+use devices::chipset::{CdRomConfig, DriveConfig, Plugged};
+use devices::ide::cd_rom_handle::Medium;
+use disk::{Aio, Engine, EngineOptions};
 use kvm_ioctls::Kvm;
 
 use super::Cli;
+use super::cd_rom_argument::CdRomArgument;
 use super::disk_argument::{DiskArgument, Slot, assign_slots, root_device};
 use crate::boot::{CommandLine, Guest, Initrd, Kernel, Payload};
 use crate::console::{Console, ConsoleTarget};
@@ -68,6 +71,13 @@ pub struct Arguments {
     #[arg(long = "disk", value_name = "DISK")]
     pub disks: Vec<DiskArgument>,
 
+    /// CD-ROM drive, and the image of the disc in it: [PATH][,slot=hda|hdb|hdc|hdd][,inject=...]
+    ///
+    /// Without a PATH the drive is empty. The image is raw, as an ISO 9660 file system is, and is not written to. Without a
+    /// slot, the drive is hdc. On a terminal, Ctrl-A e presses its eject button.
+    #[arg(long, value_name = "CDROM", num_args = 0..=1, default_missing_value = "")]
+    pub cdrom: Option<CdRomArgument>,
+
     /// How disk operations reach the host: io_uring or threads
     #[arg(long, value_name = "AIO", default_value_t)]
     pub aio: Aio,
@@ -79,6 +89,10 @@ pub struct Arguments {
     /// Memory of the guest, for example 512M or 2G
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     pub memory: MemorySize,
+
+    /// For tests: the file that is the guest's memory, as long as that and shared with whoever else maps it
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub memory_file: Option<PathBuf>,
 
     /// Console of the guest: stdio, file:PATH or null
     #[arg(long, value_name = "CONSOLE", default_value = "stdio")]
@@ -109,13 +123,31 @@ pub struct Arguments {
 /// The disks that are plugged in: hda to hdd.
 type Drives = [Option<Drive>; Slot::COUNT];
 
-struct Drive {
-    disk: Arc<Counted>,
+enum Drive {
+    /// With its configuration, the same in every boot, for what a drive keeps without power.
+    Disk(Arc<Counted>, DriveConfig),
+    /// With a medium and the disk that it is read through, or empty.
+    CdRom(Option<(Arc<Counted>, Medium)>),
+}
+
+impl Drive {
+    /// Whether nothing is in flight.
+    fn is_idle(&self) -> bool {
+        match self {
+            Self::Disk(disk, _) => disk.is_idle(),
+            Self::CdRom(loaded) => loaded.as_ref().is_none_or(|(disk, _)| disk.is_idle()),
+        }
+    }
+}
+
+/// Where the CD-ROM drive is, if there is one.
+fn cd_rom_slot(arguments: &Arguments) -> Option<Slot> {
+    arguments.cdrom.as_ref().map(|argument| argument.slot)
 }
 
 /// Runs a machine as `arguments` say, and returns how it ended. `start` is when the process started.
 pub fn run(arguments: &Arguments, start: Instant) -> Ending {
-    let slots = assign_slots(&arguments.disks).unwrap_or_else(|error| {
+    let slots = assign_slots(&arguments.disks, cd_rom_slot(arguments)).unwrap_or_else(|error| {
         Cli::command()
             .error(ErrorKind::ValueValidation, format!("--disk: {error}"))
             .exit()
@@ -183,16 +215,24 @@ fn with_disks(
         // A file that cannot be written is better known before the guest has run.
         metrics.write(path)?;
     }
-    let drives = open_drives(slots, engine, &metrics)?;
+    let mut drives = open_drives(slots, engine, &metrics)?;
+    if let Some(argument) = &arguments.cdrom {
+        drives[argument.slot.index()] = Some(open_cd_rom(argument, engine, &metrics)?);
+    }
     // Last, so that whatever fails before prints on a terminal that is as it was.
     let mut console = Console::open(&arguments.console)?;
     let milestones = Arc::new(Milestones::since(start));
+    let memory_file = arguments.memory_file.as_deref();
+    let memory_file = memory_file
+        .map(|path| open_memory_file(path, arguments.memory))
+        .transpose()?;
     let ending = loop {
         let power = Arc::new(PowerSwitch::new()?);
         let config = VmConfig {
             memory: arguments.memory,
+            memory_file: memory_file.clone(),
             cpus: arguments.cpus,
-            drives: drive_configs(&drives),
+            drives: plugged(&drives),
             output: console.output.clone(),
             input_room: console.input.room().clone(),
             power: power.clone(),
@@ -211,7 +251,7 @@ fn with_disks(
             .take_ending()
             .context("The machine stopped without saying why; this is a bug in spindle")?;
         // What the machine has in flight is done before anything else happens to the disks.
-        event_loop::run_engine_until(engine, || drives.iter().flatten().all(|drive| drive.disk.is_idle()))?;
+        event_loop::run_engine_until(engine, || drives.iter().flatten().all(Drive::is_idle))?;
         match ending {
             Ending::Reset if !arguments.no_reboot => tracing::info!("guest reset: rebooting"),
             ending => break ending,
@@ -236,26 +276,56 @@ fn report_metrics(metrics: &Metrics, path: Option<&Path>) {
     }
 }
 
+/// A shorter file would be a SIGBUS at the guest's first step beyond its end.
+fn open_memory_file(path: &Path, memory: MemorySize) -> anyhow::Result<Arc<File>> {
+    let cannot = || format!("Cannot use {} as the guest's memory", path.display());
+    let file = File::options().read(true).write(true).open(path).with_context(cannot)?;
+    let length = file.metadata().with_context(cannot)?.len();
+    if length < memory.bytes() {
+        bail!("{}: it has {length} bytes and must have {}", cannot(), memory.bytes());
+    }
+    Ok(Arc::new(file))
+}
+
 fn open_drives(
     slots: &[Option<&DiskArgument>; Slot::COUNT],
     engine: &Engine,
     metrics: &Metrics,
 ) -> anyhow::Result<Drives> {
     let mut drives = Drives::default();
-    for ((drive, slot), name) in drives.iter_mut().zip(slots).zip(Slot::NAMES) {
+    for (index, (drive, slot)) in drives.iter_mut().zip(slots).enumerate() {
+        let name = Slot::NAMES[index];
         let Some(argument) = slot else { continue };
         let disk = engine.open(&argument.open_options())?;
-        *drive = Some(Drive {
-            disk: Arc::new(Counted::new(argument.decorated(disk)?, metrics.disk(name))),
-        });
+        let disk = Arc::new(Counted::new(argument.decorated(disk)?, metrics.disk(name)));
+        let config = DriveConfig {
+            error_policy: argument.errors,
+            ..DriveConfig::new(disk.clone(), index)
+        };
+        *drive = Some(Drive::Disk(disk, config));
     }
     Ok(drives)
 }
 
-fn drive_configs(drives: &Drives) -> [Option<DriveConfig>; Slot::COUNT] {
+/// The CD-ROM drive and the disc that lies in it at first.
+fn open_cd_rom(argument: &CdRomArgument, engine: &Engine, metrics: &Metrics) -> anyhow::Result<Drive> {
+    let Some(path) = &argument.path else {
+        return Ok(Drive::CdRom(None));
+    };
+    let disk = argument.decorated(engine.open(&CdRomArgument::open_options(path))?);
+    let counted = Arc::new(Counted::new(disk, metrics.disk(argument.slot.name())));
+    let medium = Medium::new(counted.clone()).with_context(|| format!("{} is no image of a disc", path.display()))?;
+    Ok(Drive::CdRom(Some((counted, medium))))
+}
+
+fn plugged(drives: &Drives) -> [Option<Plugged>; Slot::COUNT] {
     std::array::from_fn(|index| {
-        let drive = drives[index].as_ref()?;
-        let disk: Arc<dyn Disk> = drive.disk.clone();
-        Some(DriveConfig::new(disk, index))
+        Some(match drives[index].as_ref()? {
+            Drive::Disk(_, config) => Plugged::Disk(config.clone()),
+            Drive::CdRom(loaded) => {
+                let medium = loaded.as_ref().map(|(_, medium)| medium.clone());
+                Plugged::CdRom(CdRomConfig::new(medium, index))
+            }
+        })
     })
 }

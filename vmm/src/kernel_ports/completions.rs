@@ -34,6 +34,10 @@ impl Disk for InOrder {
         self.disk.read_only()
     }
 
+    fn discarded_reads_as_zeros(&self) -> bool {
+        self.disk.discarded_reads_as_zeros()
+    }
+
     fn submit(&self, request: Request) {
         let Request { command, done } = request;
         let ports = self.ports.clone();

@@ -9,8 +9,10 @@
 //! - One pass goes no further than the ring reached when it began. What a vCPU wrote before its own access is there by then;
 //!   a guest that keeps writing cannot keep a pass going.
 //! - The ring can be *closed*: it then looks full to the kernel, which hands every write over as an exit. Nothing tells
-//!   in which order an entry of the ring and an event were made, so while that order matters there must be no entries. (Another vCPU
-//!   that the kernel has just let into the ring may open it again by one entry; the next pass sees that and closes it.)
+//!   in which order an entry of the ring and an event were made, so while that order matters there must be no entries. Another vCPU
+//!   that the kernel is just letting into the ring opens it again by its entry; the next pass sees that and closes it. (A ring
+//!   that is opened so holds one entry less than it seems to: a guest would have to make 170 writes without one read, on
+//!   another vCPU and in the moment before that pass, to lose them.)
 
 use std::sync::PoisonError;
 

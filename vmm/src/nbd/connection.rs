@@ -442,3 +442,21 @@ impl Input {
         Ok(count)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn a_handshake_must_end_in_time() {
+        let (socket, _peer) = UnixStream::pair().expect("sockets");
+        let mut connection = Connection::new(socket.into(), "a test".to_owned());
+        let now = Instant::now();
+        assert!(!connection.is_late(now));
+        assert!(connection.is_late(now + HANDSHAKE_TIME));
+        connection.state = State::Transmitting(Agreement::default());
+        assert!(!connection.is_late(now + HANDSHAKE_TIME));
+    }
+}

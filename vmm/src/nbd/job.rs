@@ -95,7 +95,7 @@ impl Job {
     }
 
     /// The next command for the disk. `None` when all are done.
-    pub fn next(&mut self) -> Option<DiskCommand> {
+    pub fn next_command(&mut self) -> Option<DiskCommand> {
         let (start, length) = (self.request.offset, u64::from(self.request.length));
         let offset = start + self.done;
         let left = length - self.done;
@@ -246,10 +246,11 @@ fn refusal(
         Command::BlockStatus if !agreement.allocation => {
             return Some((ErrorCode::Invalid, "No metadata context was negotiated"));
         }
-        Command::WriteZeroes if flags.contains(CommandFlags::FAST_ZERO) => {
-            if !export.fast_zero || flags.contains(CommandFlags::NO_HOLE) {
-                return Some((ErrorCode::NotSupported, "These zeros would have to be written"));
-            }
+        Command::WriteZeroes
+            if flags.contains(CommandFlags::FAST_ZERO)
+                && (!export.fast_zero || flags.contains(CommandFlags::NO_HOLE)) =>
+        {
+            return Some((ErrorCode::NotSupported, "These zeros would have to be written"));
         }
         _ => {}
     }
@@ -328,7 +329,7 @@ mod tests {
     fn commands(request: Request) -> Vec<(&'static str, u64, u64)> {
         let mut job = Job::accept(request, AGREED, EXPORT).expect("accepted");
         let mut commands = Vec::new();
-        while let Some(command) = job.next() {
+        while let Some(command) = job.next_command() {
             let (offset, length) = command.range();
             let name = match command {
                 DiskCommand::Read { .. } => "read",

@@ -2,18 +2,17 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, ThreadId};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use disk::{Disk, DiskError, Engine, Request as DiskRequest};
+use disk::{Disk, Engine, Request as DiskRequest};
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use nbd::Export;
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
 use super::connection::{Connection, Next};
+use super::finished::{Answer, Finished};
 use super::job::{Capabilities, Job};
 use super::listener::Listener;
 use crate::signals::{Signals, Wish};
@@ -118,38 +117,6 @@ struct Client {
     interest: EventSet,
 }
 
-/// Commands that the disk has answered.
-struct Finished {
-    queue: Mutex<Vec<(u32, Box<Job>, Result<(), DiskError>)>>,
-    /// The loop's thread, which looks at the queue anyhow.
-    owner: ThreadId,
-    /// Wakes it from others.
-    event: OwnedFd,
-}
-
-impl Finished {
-    fn new() -> rustix::io::Result<Self> {
-        Ok(Self {
-            queue: Mutex::default(),
-            owner: thread::current().id(),
-            event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-        })
-    }
-
-    fn push(&self, client: u32, job: Box<Job>, outcome: Result<(), DiskError>) {
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.push((client, job, outcome));
-        if thread::current().id() != self.owner {
-            // A counter that is full is readable already.
-            let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
-        }
-    }
-
-    fn take(&self) -> Vec<(u32, Box<Job>, Result<(), DiskError>)> {
-        std::mem::take(&mut self.queue.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
 fn timer() -> rustix::io::Result<OwnedFd> {
     rustix::time::timerfd_create(
         TimerfdClockId::Monotonic,
@@ -171,7 +138,7 @@ impl MutEventSubscriber for Server<'_> {
         let registered = [
             (self.engine.event_fd(), token::ENGINE),
             (self.timer.as_fd(), token::TIMER),
-            (self.finished.event.as_fd(), token::FINISHED),
+            (self.finished.event(), token::FINISHED),
         ]
         .into_iter()
         .try_for_each(|(fd, token)| ops.add(Events::with_data(&Borrowed(fd), token, EventSet::IN)))
@@ -190,7 +157,7 @@ impl MutEventSubscriber for Server<'_> {
             token::SIGNALS => self.signalled(ops),
             token::TIMER => self.tick(ops),
             token::FINISHED => {
-                let _ = rustix::io::read(&self.finished.event, &mut [0; 8]);
+                self.finished.woken();
             }
             client => self.client_event(client, events.event_set(), ops),
         }
@@ -334,7 +301,7 @@ impl Server<'_> {
 
     /// Starts a job's next command, or answers.
     fn go_on(&mut self, token: u32, mut job: Box<Job>) {
-        let Some(command) = job.next() else {
+        let Some(command) = job.next_command() else {
             if let Some(client) = self.clients.get_mut(&token) {
                 client.connection.answer(job.succeed());
             }
@@ -344,7 +311,13 @@ impl Server<'_> {
         let finished = self.finished.clone();
         self.disk.submit(DiskRequest {
             command,
-            done: Box::new(move |outcome| finished.push(token, job, outcome)),
+            done: Box::new(move |outcome| {
+                finished.push(Answer {
+                    client: token,
+                    job,
+                    outcome,
+                });
+            }),
         });
     }
 
@@ -357,7 +330,12 @@ impl Server<'_> {
                 return;
             }
             let mut served: Vec<u32> = Vec::new();
-            for (token, job, outcome) in finished {
+            for Answer {
+                client: token,
+                job,
+                outcome,
+            } in finished
+            {
                 self.in_flight -= 1;
                 let Some(client) = self.clients.get_mut(&token) else {
                     // Whoever asked is gone.

@@ -1,5 +1,7 @@
 //! What a read command has still to read, and in which layout its blocks reach the host.
 
+use serde::{Deserialize, Serialize};
+
 use super::sector;
 use super::sense::Sense;
 use super::tray::{BLOCK, Medium};
@@ -8,7 +10,7 @@ use super::tray::{BLOCK, Medium};
 const MOST_AT_ONCE: u32 = 32;
 
 /// How a block of the medium looks to the host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Layout {
     /// The 2048 bytes of user data.
     Data,
@@ -27,7 +29,7 @@ impl Layout {
 }
 
 /// Blocks to read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Blocks {
     /// The next one.
     pub first: u32,
@@ -51,6 +53,14 @@ impl Blocks {
             generation,
             at_once: MOST_AT_ONCE,
         })
+    }
+
+    /// Whether a command could have asked for these, and some are left.
+    pub(super) fn is_sound(&self) -> bool {
+        self.count > 0
+            && self.first.checked_add(self.count).is_some()
+            && self.layout.bytes() > 0
+            && (1..=MOST_AT_ONCE).contains(&self.at_once)
     }
 
     /// Bytes that the host gets for all of them.

@@ -39,20 +39,20 @@ impl CdRom {
         let Reading {
             blocks,
             count,
-            buffer,
+            memory: read,
             to,
         } = reading;
         let rest = blocks.advanced(count);
         self.position = rest.first;
         match to {
             Destination::Port => {
-                let data = blocks.present(buffer.to_vec());
+                let data = blocks.present(read.buffer().to_vec());
                 self.give(DataBlock::full(data), (rest.count > 0).then_some(rest))
             }
             Destination::InPlace => self.filled_memory(rest),
             Destination::Guest { memory, at } => {
-                let data = blocks.present(buffer.to_vec());
-                memory.copy_from_slice(at, &data);
+                let data = blocks.present(read.buffer().to_vec());
+                memory.buffer().copy_from_slice(at, &data);
                 let at = at + data.len();
                 let room = memory.len() - at;
                 if room == 0 || rest.count == 0 {
@@ -81,7 +81,7 @@ impl CdRom {
         match reading.to {
             Destination::Port => self.read_for_port(blocks),
             Destination::InPlace => {
-                let memory = reading.buffer;
+                let memory = reading.memory;
                 self.read_apart(blocks, memory.len(), Destination::Guest { memory, at: 0 })
             }
             Destination::Guest { memory, at } => {

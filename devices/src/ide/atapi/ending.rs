@@ -39,10 +39,7 @@ impl CdRom {
         if reading.blocks.generation != self.tray.generation() {
             return self.lost_the_medium();
         }
-        let command = disk::Command::Read {
-            offset: reading.blocks.offset(),
-            buffer: reading.buffer.clone(),
-        };
+        let command = reading.command();
         self.busy();
         self.phase = Phase::Reading(reading);
         self.in_flight = true;

@@ -1,5 +1,7 @@
 //! MODE SENSE(10) and MODE SELECT(10): the pages of parameters (MMC-5, 7; SFF-8020i, 10.8.6 for the header).
 
+use serde::{Deserialize, Serialize};
+
 use super::CdRom;
 use super::answer::Answer;
 use super::packet::Packet;
@@ -64,7 +66,7 @@ const STORED: [Stored; 5] = [
 ];
 
 /// What the host has set.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Parameters {
     /// The content of each stored page.
     pages: [Vec<u8>; STORED.len()],
@@ -93,6 +95,14 @@ impl Parameters {
     /// SET CD SPEED: the fastest that is not faster than what was asked for. 0xffff asks for the best.
     pub(super) fn set_speed(&mut self, speed: u16) {
         self.speed = speed.clamp(AUDIO_SPEED, MOST_SPEED);
+    }
+
+    /// Whether the pages have the lengths that they have.
+    pub(super) fn is_sound(&self) -> bool {
+        let lengths = self.pages.iter().zip(&STORED);
+        lengths.fold(true, |sound, (page, stored)| {
+            sound && page.len() == stored.default.len()
+        })
     }
 
     /// Kilobytes a second.

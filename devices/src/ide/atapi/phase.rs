@@ -1,11 +1,13 @@
 //! What a command that is not finished waits for.
 
-use disk::Buffer;
+use serde::{Deserialize, Serialize};
 
 use super::super::data_block::DataBlock;
+use super::super::memory::Memory;
 use super::blocks::Blocks;
 
 /// What the drive waits for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum Phase {
     /// No command.
     Idle,
@@ -39,13 +41,14 @@ pub(super) enum Phase {
 }
 
 /// How the data of a packet command moves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Way {
     Port,
     BusMaster,
 }
 
 /// What is transferred by bus master.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum Dma {
     /// Bytes that the drive has.
     Reply(Vec<u8>),
@@ -56,22 +59,34 @@ pub(super) enum Dma {
 }
 
 /// A request at the medium's disk.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Reading {
     /// What the host still gets.
     pub blocks: Blocks,
     /// How many of them this request reads.
     pub count: u32,
     /// Where they are read to.
-    pub buffer: Buffer,
+    pub memory: Memory,
     pub to: Destination,
 }
 
+impl Reading {
+    /// The request of the medium's disk.
+    pub(super) fn command(&self) -> disk::Command {
+        disk::Command::Read {
+            offset: self.blocks.offset(),
+            buffer: self.memory.buffer().clone(),
+        }
+    }
+}
+
 /// Where blocks go once they are read.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum Destination {
     /// Through the data register.
     Port,
     /// They are in guest memory already.
     InPlace,
     /// To guest memory, from byte `at` of it on.
-    Guest { memory: Buffer, at: usize },
+    Guest { memory: Memory, at: usize },
 }

@@ -5,8 +5,10 @@
 
 use super::super::registers::{Error, Status, TaskFile};
 use super::CdRom;
+use super::mode::Parameters;
 use super::phase::Phase;
 use super::sense::Sense;
+use super::transfer_mode::TransferMode;
 
 impl CdRom {
     /// SRST was set: whatever the drive does, it stops doing.
@@ -68,5 +70,17 @@ impl CdRom {
         self.sense = Sense::NONE;
         self.asleep = false;
         self.standby = false;
+    }
+
+    /// RST#: as after power-on, but that a request in flight is waited for. The medium stays where it is.
+    pub(in crate::ide) fn hardware_reset(&mut self) {
+        self.parameters = Parameters::default();
+        self.transfer_mode = TransferMode::default();
+        self.tray.lock(false);
+        self.powered_on = true;
+        self.phase = Phase::Reset { held: false };
+        self.interrupt = false;
+        self.busy();
+        self.finish_reset();
     }
 }

@@ -6,6 +6,8 @@
 //!  ├ sync ┼ header ┼ user data ────── ┼ EDC ┼ zeros ┼ P parity ── ┼ Q parity ── ┤
 //! ```
 
+use serde::{Deserialize, Serialize};
+
 use super::address::{binary_coded_decimal, minute_second_frame};
 use super::tray::BLOCK;
 
@@ -24,7 +26,7 @@ const ERROR_POINTERS_AND_BLOCK: usize = 296;
 const SUB_CHANNEL_Q: usize = 16;
 
 /// What of a sector the host wants, in this order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Parts {
     pub sync: bool,
     pub header: bool,
@@ -36,7 +38,7 @@ pub(super) struct Parts {
 }
 
 /// Which pointers to errors follow. None of the drive's sectors has an error: they are zeros.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Errors {
     #[default]
     None,

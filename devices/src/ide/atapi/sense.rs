@@ -1,10 +1,12 @@
 //! Sense data: why a packet command failed, for REQUEST SENSE (SPC-3, 4.5; MMC-5, annex F).
 
+use serde::{Deserialize, Serialize};
+
 /// Bytes of sense data in the fixed format.
 const LENGTH: usize = 18;
 
 /// The category of sense data, which the error register shows in its high nibble.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Key {
     NoSense = 0x0,
     NotReady = 0x2,
@@ -15,7 +17,7 @@ pub(super) enum Key {
 }
 
 /// Sense data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Sense {
     pub key: Key,
     /// Additional sense code, and its qualifier.
@@ -27,7 +29,7 @@ pub(super) struct Sense {
 }
 
 /// A field that a drive does not accept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Field {
     /// Its byte in the packet.
     Packet(u16),

@@ -5,6 +5,7 @@ use disk::Buffer;
 
 use super::super::data_block::DataBlock;
 use super::super::drive::{DmaRequest, Step};
+use super::super::memory::Memory;
 use super::CdRom;
 use super::answer::Answer;
 use super::blocks::{Blocks, Layout};
@@ -46,7 +47,7 @@ impl CdRom {
         self.ask(Reading {
             blocks,
             count,
-            buffer: Buffer::zeroed(count as usize * BLOCK),
+            memory: Memory::own(Buffer::zeroed(count as usize * BLOCK)),
             to,
         })
     }
@@ -165,11 +166,11 @@ impl CdRom {
     }
 
     /// The bus master offers this memory: what was asked for, or a number of whole granules.
-    pub(in crate::ide) fn run_dma(&mut self, memory: Buffer) -> Step {
+    pub(in crate::ide) fn run_dma(&mut self, memory: Memory) -> Step {
         match std::mem::replace(&mut self.phase, Phase::Idle) {
-            Phase::DmaWait(Dma::Reply(bytes)) => self.reply_by_dma(&bytes, &memory),
+            Phase::DmaWait(Dma::Reply(bytes)) => self.reply_by_dma(&bytes, memory.buffer()),
             Phase::DmaWait(Dma::Read(blocks)) => self.read_by_dma(blocks, memory),
-            Phase::DmaWait(Dma::Take(..)) => self.took_list(&memory.to_vec()),
+            Phase::DmaWait(Dma::Take(..)) => self.took_list(&memory.buffer().to_vec()),
             phase => {
                 self.phase = phase;
                 None
@@ -186,13 +187,13 @@ impl CdRom {
         self.wait_for_bus_master(Dma::Reply(later.to_vec()))
     }
 
-    fn read_by_dma(&mut self, blocks: Blocks, memory: Buffer) -> Step {
+    fn read_by_dma(&mut self, blocks: Blocks, memory: Memory) -> Step {
         let room = memory.len();
         match blocks.layout {
             Layout::Data => self.ask(Reading {
                 blocks,
                 count: (room / BLOCK) as u32,
-                buffer: memory,
+                memory,
                 to: Destination::InPlace,
             }),
             Layout::Parts(_) => self.read_apart(blocks, room, Destination::Guest { memory, at: 0 }),

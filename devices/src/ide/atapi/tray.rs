@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use disk::Disk;
+use serde::{Deserialize, Serialize};
 
 use super::sense::Sense;
 
@@ -31,20 +32,32 @@ pub enum MediumError {
 
 /// What lies in a tray: a disc with one session of one data track.
 #[derive(Clone)]
-pub(crate) struct Medium {
+pub struct Medium {
     disk: Arc<dyn Disk>,
     blocks: u32,
 }
 
 impl Medium {
     /// A disc that holds what `disk` does, byte for byte.
-    pub(crate) fn new(disk: Arc<dyn Disk>) -> Result<Self, MediumError> {
+    ///
+    /// # Errors
+    /// If that is not a number of whole blocks of 2048 bytes, from one to 2^32 - 1.
+    pub fn new(disk: Arc<dyn Disk>) -> Result<Self, MediumError> {
         let bytes = disk.capacity();
         if bytes == 0 || !bytes.is_multiple_of(BLOCK as u64) {
             return Err(MediumError::NotBlocks { bytes });
         }
         let blocks = u32::try_from(bytes / BLOCK as u64).map_err(|_| MediumError::TooLarge { bytes })?;
         Ok(Self { disk, blocks })
+    }
+
+    /// The same medium, read through another disk: one that `wrap` puts in front of this one, with the same content.
+    #[must_use]
+    pub fn wrapped(self, wrap: impl FnOnce(Arc<dyn Disk>) -> Arc<dyn Disk>) -> Self {
+        Self {
+            disk: wrap(self.disk),
+            ..self
+        }
     }
 
     pub(super) fn disk(&self) -> &Arc<dyn Disk> {
@@ -71,7 +84,7 @@ impl Medium {
 }
 
 /// What GET EVENT STATUS NOTIFICATION tells of the medium (MMC-5, table 292).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum MediaEvent {
     /// Somebody pressed the eject button of a locked drive.
     EjectRequest = 1,
@@ -80,6 +93,21 @@ pub(super) enum MediaEvent {
     /// The tray opened, or the medium went.
     MediaRemoval = 3,
 }
+
+/// How a tray is, as seen from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TrayState {
+    /// It is open.
+    pub open: bool,
+    /// The guest has locked it.
+    pub locked: bool,
+    /// There is a medium in it, be it open or closed.
+    pub occupied: bool,
+}
+
+/// Is told whenever the tray opens (`true`) or closes, whoever moves it. Called with the channel's lock held, on the
+/// thread of whoever moves it: it may signal whom it likes, but not call the drive.
+pub type TrayObserver = Box<dyn Fn(bool) + Send + Sync>;
 
 /// The tray.
 pub(super) struct Tray {
@@ -92,6 +120,52 @@ pub(super) struct Tray {
     changed: bool,
     /// Counts the times that a medium went or came.
     generation: u64,
+    observer: Option<TrayObserver>,
+}
+
+/// The tray as it is saved. The medium itself is the host's.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) struct SavedTray {
+    /// Blocks of the medium that lies in it.
+    blocks: Option<u32>,
+    open: bool,
+    locked: bool,
+    event: Option<MediaEvent>,
+    changed: bool,
+    generation: u64,
+}
+
+impl Tray {
+    /// The state now.
+    pub(super) fn save(&self) -> SavedTray {
+        SavedTray {
+            blocks: self.medium.as_ref().map(Medium::blocks),
+            open: self.open,
+            locked: self.locked,
+            event: self.event,
+            changed: self.changed,
+            generation: self.generation,
+        }
+    }
+
+    /// Takes on a saved state. If another medium lies in the tray now, or none, the guest is told that it has changed.
+    pub(super) fn restore(&mut self, saved: SavedTray) {
+        self.open = saved.open;
+        self.locked = saved.locked;
+        self.event = saved.event;
+        self.changed = saved.changed;
+        // Far from the end of the numbers, whatever was saved.
+        self.generation = saved.generation.min(u64::MAX / 2);
+        if self.medium.as_ref().map(Medium::blocks) != saved.blocks {
+            self.generation += 1;
+            self.changed = self.medium.is_some();
+            self.event = Some(if self.medium.is_some() {
+                MediaEvent::NewMedia
+            } else {
+                MediaEvent::MediaRemoval
+            });
+        }
+    }
 }
 
 /// The host cannot change the medium: the guest has locked the tray. [`EjectOutcome::Requested`] is the way.
@@ -108,6 +182,17 @@ pub enum EjectOutcome {
     Requested,
 }
 
+/// What came of pressing the button of the drive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ButtonOutcome {
+    /// The tray was closed, and is open.
+    Opened,
+    /// The tray was open, and is closed.
+    Closed,
+    /// The guest has locked the tray, and was asked to open it.
+    Requested,
+}
+
 /// What the host does, which moves the tray.
 impl Tray {
     pub(super) fn new(medium: Option<Medium>) -> Self {
@@ -118,7 +203,20 @@ impl Tray {
             event: None,
             changed: false,
             generation: 0,
+            observer: None,
         }
+    }
+
+    pub(super) fn state(&self) -> TrayState {
+        TrayState {
+            open: self.open,
+            locked: self.locked,
+            occupied: self.medium.is_some(),
+        }
+    }
+
+    pub(super) fn observe(&mut self, observer: TrayObserver) {
+        self.observer = Some(observer);
     }
 
     /// Puts a medium in, in place of what lay there, and closes the tray.
@@ -139,6 +237,18 @@ impl Tray {
         }
         self.open();
         EjectOutcome::Open
+    }
+
+    /// Presses the button of a tray that may be open: then it closes.
+    pub(super) fn press_button(&mut self) -> ButtonOutcome {
+        if self.open {
+            self.close();
+            return ButtonOutcome::Closed;
+        }
+        match self.request_eject() {
+            EjectOutcome::Open => ButtonOutcome::Opened,
+            EjectOutcome::Requested => ButtonOutcome::Requested,
+        }
     }
 
     /// Takes the medium away, whatever the guest has locked: the pin in the hole of the front panel. The tray stays open.
@@ -208,15 +318,25 @@ impl Tray {
             self.generation += 1;
             self.changed = false;
             self.event = Some(MediaEvent::MediaRemoval);
+            self.tell(true);
         }
     }
 
     fn close(&mut self) {
-        self.open = false;
+        let was_open = std::mem::replace(&mut self.open, false);
         self.generation += 1;
         if self.medium.is_some() {
             self.changed = true;
             self.event = Some(MediaEvent::NewMedia);
+        }
+        if was_open {
+            self.tell(false);
+        }
+    }
+
+    fn tell(&self, open: bool) {
+        if let Some(observer) = &self.observer {
+            observer(open);
         }
     }
 }

@@ -1,5 +1,11 @@
 //! How a packet device is told from a disk, and one drive from two.
 
+use std::sync::Arc;
+
+use devices::chipset::{CdRomConfig, DriveConfig, Plugged};
+use devices::ide::cd_rom_handle::Medium;
+use disk::MemoryDisk;
+
 use crate::cd_rom::driver::{SLOT, drive, machine, medium, ready};
 use crate::driver::{ABRT, BSY, Command, DRQ, ERR, READY, pattern};
 
@@ -212,15 +218,15 @@ fn a_sleeping_drive_hears_only_resets() {
 
 #[test]
 fn a_disk_and_a_cd_rom_share_a_cable() {
-    use devices::chipset::{CdRomConfig, DriveConfig, Plugged};
-    use disk::MemoryDisk;
-    use std::sync::Arc;
     let disk = Arc::new(MemoryDisk::new(pattern(3, 0, crate::driver::SECTORS), false));
     let disc = medium(1);
     let plugged = [
         None,
         None,
-        Some(Plugged::CdRom(CdRomConfig::new(Some(disc.clone()), 2))),
+        Some(Plugged::CdRom(CdRomConfig::new(
+            Some(Medium::new(disc.clone()).expect("whole blocks")),
+            2,
+        ))),
         Some(Plugged::Disk(DriveConfig::new(disk.clone(), 3))),
     ];
     let machine = crate::driver::Machine::with_plugged(plugged, [None, None, Some(disc), Some(disk)]);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use disk::{Disk, Request};
 
-use crate::cd_rom::driver::{BLOCKS, CHANGED, Check, check, drive, handle, packet, read_10, ready};
+use crate::cd_rom::driver::{BLOCKS, CHANGED, Check, check, drive, handle, insert, packet, read_10, ready};
 
 /// A disc of any size, which nobody reads.
 struct Sized(u64);
@@ -162,9 +162,9 @@ fn the_profile_follows_the_medium() {
     assert_eq!(get(2, 0x1e).1, [0x1e]);
     assert_eq!(get(2, 0x21).1, [] as [u16; 0], "no writing");
     // More than 80 minutes.
-    host.insert(Arc::new(Sized(360_001 * 2048))).expect("a disc");
+    insert(&machine, Arc::new(Sized(360_001 * 2048))).expect("a disc");
     assert_eq!(get(1, 0x1d), (0x10, vec![0x1d, 0x1f, 0x100, 0x105, 0x108]));
-    host.insert(Arc::new(Sized(360_000 * 2048))).expect("a disc");
+    insert(&machine, Arc::new(Sized(360_000 * 2048))).expect("a disc");
     assert_eq!(get(1, 0).0, 0x08);
     host.force_out();
     assert_eq!(get(1, 0x10), (0, vec![0x1d, 0x100, 0x105, 0x108]));
@@ -176,12 +176,12 @@ fn the_profile_follows_the_medium() {
 #[test]
 fn a_dvd_has_structures_and_a_cd_has_none() {
     let machine = ready();
-    let (cd_rom, host) = (drive(&machine), handle(&machine));
+    let cd_rom = drive(&machine);
     let structure =
         |format: u8, media: u8, layer: u8| cd_rom.run(packet(&[0xad, media, 0, 0, 0, 0, layer, format, 0xff, 0xff]));
     assert_eq!(structure(0, 0, 0).err(), Some(Check::of(5, 0x30, 2)));
     let blocks = 2_000_000u32;
-    host.insert(Arc::new(Sized(u64::from(blocks) * 2048))).expect("a disc");
+    insert(&machine, Arc::new(Sized(u64::from(blocks) * 2048))).expect("a disc");
     assert_eq!(cd_rom.test_unit_ready(), Err(check(CHANGED)));
     let physical = structure(0, 0, 0).expect("a structure");
     assert_eq!((physical.len(), &physical[..2]), (2052, &[0x08, 0x02][..]));

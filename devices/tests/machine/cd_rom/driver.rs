@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use devices::chipset::{CdRomConfig, DriveConfig, Plugged};
-use devices::ide::cd_rom_handle::CdRomHandle;
+use devices::ide::cd_rom_handle::{CdRomHandle, Medium, TrayLocked};
 use disk::{Disk, MemoryDisk};
 
 use crate::driver::{Ata, BM_ACTIVE, BM_INTERRUPT, BSY, DATA, DRQ, ERR, Machine, READY, SECTORS, pattern};
@@ -52,10 +52,15 @@ pub fn medium(number: usize) -> Arc<MemoryDisk> {
     Arc::new(MemoryDisk::new(content(number, 0, BLOCKS), true))
 }
 
+/// Puts a medium in.
+pub fn insert(machine: &Machine, disk: Arc<dyn Disk>) -> Result<(), TrayLocked> {
+    handle(machine).insert(Medium::new(disk).expect("whole blocks"))
+}
+
 /// A machine with a disk as hda, and a CD-ROM drive as hdc.
 pub fn machine(medium: Option<Arc<MemoryDisk>>) -> Machine {
     let disk = Arc::new(MemoryDisk::new(pattern(0, 0, SECTORS), false));
-    let in_tray = medium.clone().map(|disk| disk as Arc<dyn Disk>);
+    let in_tray = medium.clone().map(|disk| Medium::new(disk).expect("whole blocks"));
     let plugged = [
         Some(Plugged::Disk(DriveConfig::new(disk.clone(), 0))),
         None,

@@ -1,10 +1,12 @@
 //! Media that come and go, by the guest's hand and by the host's, and what each side learns of it.
 
-use devices::ide::cd_rom_handle::{EjectOutcome, InsertError, TrayLocked};
+use std::sync::{Arc, Mutex};
+
+use devices::ide::cd_rom_handle::{ButtonOutcome, EjectOutcome, Medium, TrayLocked, TrayState};
 
 use crate::cd_rom::driver::{
-    CHANGED, Check, NO_MEDIUM, POWER_ON, TRAY_OPEN, check, content, drive, handle, machine, medium, packet, read_10,
-    ready,
+    CHANGED, Check, NO_MEDIUM, POWER_ON, TRAY_OPEN, check, content, drive, handle, insert, machine, medium, packet,
+    read_10, ready,
 };
 use crate::driver::{BSY, DRQ};
 
@@ -104,7 +106,7 @@ fn a_locked_tray_stays_closed_for_both_sides() {
     cd_rom.lock(true);
     assert_eq!(cd_rom.eject(), Err(Check::of(5, 0x53, 2)));
     assert_eq!(cd_rom.media_event(), (NONE, PRESENT));
-    assert_eq!(host.insert(medium(2)), Err(InsertError::Locked(TrayLocked)));
+    assert_eq!(insert(&machine, medium(2)), Err(TrayLocked));
     // The button is a wish, of which the guest learns.
     assert_eq!(host.request_eject(), EjectOutcome::Requested);
     assert_eq!(cd_rom.media_event(), (EJECT_REQUEST, PRESENT));
@@ -114,7 +116,7 @@ fn a_locked_tray_stays_closed_for_both_sides() {
     assert_eq!(cd_rom.media_event(), (MEDIA_REMOVAL, OPEN));
     // A lock on an open tray holds once it is closed.
     cd_rom.lock(true);
-    host.insert(medium(2)).expect("it is open");
+    insert(&machine, medium(2)).expect("it is open");
     assert_eq!(cd_rom.eject(), Err(check(CHANGED)));
     assert_eq!(cd_rom.eject(), Err(Check::of(5, 0x53, 2)));
     // No reset of the interface opens the lock.
@@ -130,7 +132,7 @@ fn the_host_changes_the_medium() {
     let machine = ready();
     let (cd_rom, host) = (drive(&machine), handle(&machine));
     let second = medium(2);
-    host.insert(second.clone()).expect("the tray is not locked");
+    insert(&machine, second.clone()).expect("the tray is not locked");
     assert_eq!(cd_rom.media_event(), (NEW_MEDIA, PRESENT));
     assert_eq!(cd_rom.run(read_10(5, 2)), Err(check(CHANGED)));
     cd_rom.send(0, 0xfffe, read_10(5, 2));
@@ -161,12 +163,12 @@ fn what_reads_a_medium_that_goes_fails() {
             assert_eq!(cd_rom.ata.alternate_status(), BSY);
         };
         start();
-        host.insert(medium(2)).expect("the tray is not locked");
+        insert(&machine, medium(2)).expect("the tray is not locked");
         disc.run();
         assert_eq!(cd_rom.outcome(), Err(check(CHANGED)));
         machine.outb(cd_rom.ata.bus_master, 0x08);
         assert_eq!(cd_rom.test_unit_ready(), Ok(()), "the change was told");
-        host.insert(disc.clone()).expect("the tray is not locked");
+        insert(&machine, disc.clone()).expect("the tray is not locked");
         assert_eq!(cd_rom.test_unit_ready(), Err(check(CHANGED)));
         start();
         host.force_out();
@@ -212,17 +214,44 @@ fn events_are_told_to_who_asks_for_their_class() {
 
 #[test]
 fn what_is_no_disc_is_refused_by_its_size() {
+    for bytes in [0, 512, 2048 + 512] {
+        let odd = Arc::new(disk::MemoryDisk::new(vec![0; bytes], true));
+        let error = Medium::new(odd).err().expect("no whole blocks").to_string();
+        assert!(
+            error.starts_with(&format!("{bytes} bytes are not one or more whole blocks")),
+            "{error}"
+        );
+    }
     let machine = ready();
-    let odd = std::sync::Arc::new(disk::MemoryDisk::new(vec![0; 2048 + 512], true));
-    let error = handle(&machine).insert(odd).expect_err("no whole blocks");
-    assert!(
-        error
-            .to_string()
-            .starts_with("2560 bytes are not one or more whole blocks"),
-        "{error}"
-    );
     assert!(machine.chipset.cd_rom(0).is_none(), "hda is a disk");
     assert!(machine.chipset.cd_rom(7).is_none());
+}
+
+#[test]
+fn the_button_moves_the_tray_and_the_host_is_told_of_every_move() {
+    let machine = ready();
+    let (cd_rom, host) = (drive(&machine), handle(&machine));
+    let moves = Arc::new(Mutex::new(Vec::new()));
+    let seen = moves.clone();
+    host.observe(Box::new(move |open| seen.lock().expect("no panic").push(open)));
+    let state = |open, locked, occupied| TrayState { open, locked, occupied };
+    assert_eq!(host.state(), state(false, false, true));
+    assert_eq!(host.press_button(), ButtonOutcome::Opened);
+    assert_eq!(host.state(), state(true, false, true));
+    assert_eq!(host.press_button(), ButtonOutcome::Closed);
+    assert_eq!(cd_rom.media_event(), (NEW_MEDIA, PRESENT));
+    assert_eq!(cd_rom.test_unit_ready(), Err(check(CHANGED)));
+    cd_rom.lock(true);
+    assert_eq!(host.press_button(), ButtonOutcome::Requested);
+    assert_eq!(host.state(), state(false, true, true));
+    cd_rom.lock(false);
+    cd_rom.eject().expect("nothing is locked");
+    cd_rom.eject().expect("it is open already");
+    host.force_out();
+    assert_eq!(host.state(), state(true, false, false));
+    insert(&machine, medium(2)).expect("it is open");
+    insert(&machine, medium(1)).expect("it is not locked");
+    assert_eq!(*moves.lock().expect("no panic"), [true, false, true, false]);
 }
 
 #[test]

@@ -1,0 +1,60 @@
+//! Promise K on the real thing: five hundred kills under a bare-metal guest, each sector compared after each.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::Command;
+
+use system_tests::crash::{BareMetalCampaign, run_bare_metal};
+use system_tests::workspace_folder;
+
+const KILLS: u64 = 500;
+
+/// The `spindle` of the profile that this test is built with; a debug build has failpoints.
+fn spindle() -> PathBuf {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .current_dir(workspace_folder())
+        .args(["build", "--quiet", "--package", "vmm", "--bin", "spindle"])
+        .status()
+        .expect("cargo runs");
+    assert!(status.success(), "spindle does not build");
+    let here = std::env::current_exe().expect("this test");
+    let target = here
+        .ancestors()
+        .find(|folder| folder.join("deps").is_dir())
+        .expect("a target folder");
+    target.parent().expect("its parent").join("debug/spindle")
+}
+
+#[test]
+fn nothing_that_completed_is_lost_in_five_hundred_kills() {
+    if File::options().read(true).write(true).open("/dev/kvm").is_err() {
+        eprintln!("left out: this machine has no /dev/kvm that we may open");
+        return;
+    }
+    let seed =
+        std::env::var("SPINDLE_SEED").map_or_else(|_| rand::random::<u32>().into(), |seed| seed.parse().unwrap());
+    let kills = std::env::var("SPINDLE_KILLS").map_or(KILLS, |kills| kills.parse().unwrap());
+    println!("SPINDLE_SEED={seed}");
+    let folder = tempfile::tempdir().unwrap();
+    let campaign = BareMetalCampaign {
+        spindle: &spindle(),
+        failpoints: disk::failpoint::NAMES,
+        kills,
+        seed,
+        folder: folder.path(),
+    };
+
+    let tally = run_bare_metal(&campaign, |_| {}).unwrap();
+
+    println!("{tally:#?}");
+    if !tally.failures.is_empty() {
+        println!("the images are kept in {}", folder.keep().display());
+    }
+    assert!(tally.failures.is_empty(), "{:#?}", tally.failures);
+    assert_eq!(tally.kills, kills);
+    assert!(
+        tally.acknowledged > kills && tally.failpoint_kills > kills / 10,
+        "the kills came too early to prove anything"
+    );
+}
