@@ -151,10 +151,7 @@ impl World {
         let drives = std::array::from_fn(|slot| {
             let disk = disks[slot].clone()?;
             if layout.slots[slot] == 3 {
-                return Some(Plugged::CdRom(CdRomConfig::new(
-                    Some(Medium::new(disk).expect("whole blocks")),
-                    slot,
-                )));
+                return Some(Plugged::CdRom(CdRomConfig::new(Medium::new(disk).ok(), slot)));
             }
             let mut config = DriveConfig::new(disk, slot);
             config.clock = clock.clone();
@@ -373,12 +370,17 @@ impl World {
         let Some(drive) = self.chipset.cd_rom(slot) else { return };
         match script.below(3) {
             0 => {
-                drive.press_button();
+                drive.request_eject();
             }
-            1 => drive.force_out(),
+            1 => {
+                drive.press_button();
+                drive.force_out();
+            }
             _ => {
-                if let Some(disk) = &self.disks[slot] {
-                    let _ = drive.insert(Medium::new(disk.clone()).expect("whole blocks"));
+                let medium = self.disks[slot].clone().and_then(|disk| Medium::new(disk).ok());
+                if let Some(medium) = medium {
+                    // A locked tray stays as it is.
+                    drive.insert(medium).ok();
                 }
             }
         }
