@@ -118,7 +118,7 @@ impl CdRomConfig {
             medium,
             serial: format!("SPCD{:06}", index + 1),
             model: "spindle CD-ROM".to_owned(),
-            firmware: env!("CARGO_PKG_VERSION").to_owned(),
+            firmware: concat!(env!("CARGO_PKG_VERSION_MAJOR"), ".", env!("CARGO_PKG_VERSION_MINOR")).to_owned(),
         }
     }
 }
