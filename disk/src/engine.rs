@@ -212,6 +212,13 @@ impl Engine {
         result
     }
 
+    /// Gives up all that a disk, which this engine opened, has of its own, so that its backing file shows everywhere. Complete means
+    /// durable. Blocks.
+    pub fn make_empty(&self, disk: &Arc<dyn Disk>) -> Result<(), DiskError> {
+        let (image, _) = self.find(disk).ok_or(DiskError::Closed)?;
+        self.run_to_end(async move { image.make_empty().await })
+    }
+
     /// The image behind a handle of this engine.
     fn find(&self, disk: &Arc<dyn Disk>) -> Option<(Image, Arc<Handle>)> {
         let images = self.images.borrow();
