@@ -67,10 +67,7 @@ fn mapped_reads_and_writes_allocate_no_memory() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("disk.qcow2");
     std::fs::write(&path, CreateOptions::new(SIZE).metadata().expect("valid")).expect("written");
-    let options = EngineOptions {
-        aio: Aio::IoUring,
-        ..EngineOptions::default()
-    };
+    let options = EngineOptions { aio: Aio::IoUring };
     let engine = Engine::new(options).expect("an engine");
     let disk = engine
         .open(&OpenOptions::new(&path, Format::Qcow2))
