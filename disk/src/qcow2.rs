@@ -4,14 +4,16 @@
 //! when metadata reaches the image file is decided in [`write_back`]; which requests wait for each other, in
 //! [`in_flight`](crate::in_flight). Everything below [`header`] and [`entry`] is pure: bytes in, structures out.
 
-mod cache;
+pub(crate) mod cache;
 pub(crate) mod cache_memory;
+pub(crate) mod change_backing;
 pub(crate) mod check;
 pub(crate) mod compress;
 mod compressed;
 mod counts;
 pub(crate) mod create;
 mod discard;
+mod empty;
 pub(crate) mod entry;
 pub(crate) mod findings;
 pub(crate) mod header;

@@ -2,8 +2,12 @@
 
 mod bench;
 mod boot;
+mod crash;
+mod fuzz;
 mod nested;
+mod power;
 mod progress;
+mod report;
 mod setup;
 mod simulate;
 mod terminal;
@@ -23,6 +27,10 @@ enum Chore {
     Setup(setup::Options),
     Nested(nested::Options),
     Simulate(simulate::Options),
+    Fuzz(fuzz::Options),
+    Crash(crash::Options),
+    Power(power::Options),
+    Report(report::Options),
 }
 
 fn main() -> ExitCode {
@@ -33,6 +41,10 @@ fn main() -> ExitCode {
         Chore::Setup(options) => setup::setup(&options).map(|()| ExitCode::SUCCESS),
         Chore::Nested(options) => nested::nested(&options),
         Chore::Simulate(options) => simulate::simulate(&options),
+        Chore::Fuzz(options) => fuzz::fuzz(&options),
+        Chore::Crash(options) => crash::crash(&options),
+        Chore::Power(options) => power::power(&options),
+        Chore::Report(options) => report::report(&options),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -66,10 +66,10 @@ impl five_steps::Image for Qcow2 {
     }
 
     fn quarantine(&self, references: &[Clusters]) {
+        failpoint::hit(Point::Quarantine);
         if planted(Bug::LinkForgetsOld) {
             return;
         }
-        failpoint::hit(Point::Quarantine);
         self.write_back.quarantine(references);
     }
 }

@@ -110,10 +110,13 @@ impl Qcow2 {
         change(&mut new);
         failpoint::hit(Point::HeaderSwitch);
         let written = match new.write_tables(&self.file).await {
-            Ok(()) if planted(Bug::NoBarrierAfterSwitch) => Ok(()),
             Ok(()) => {
                 failpoint::hit(Point::HeaderSwitched);
-                self.sync().await
+                if planted(Bug::NoBarrierAfterSwitch) {
+                    Ok(())
+                } else {
+                    self.sync().await
+                }
             }
             Err(error) => Err(error),
         };

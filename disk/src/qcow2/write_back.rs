@@ -237,6 +237,7 @@ impl Qcow2 {
             }
             return self.sync().await;
         }
+        failpoint::hit(Point::WriteBack);
         if planted(Bug::CleanBeforeWritten) {
             self.cache.written_back(&captured.slices);
         }
