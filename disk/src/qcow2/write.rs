@@ -61,6 +61,9 @@ impl Qcow2 {
         for transfer in transfers {
             transfer.await?;
         }
+        if self.has_fleeting_links() {
+            self.flush().await?;
+        }
         Ok(true)
     }
 

@@ -115,6 +115,12 @@ impl Qcow2 {
         if self.write_through { self.flush().await } else { Ok(()) }
     }
 
+    /// Whether links are in a cache that ends with this process: after an error, when their write-back failed. A write by way of
+    /// them is not complete either before they are in the image.
+    pub(super) fn has_fleeting_links(&self) -> bool {
+        self.write_through && (self.cache.has_dirty(Class::L2Table) || self.cache.has_dirty(Class::L1Table))
+    }
+
     /// Writes back what a flush leaves, the refcounts of clusters that left quarantine, and marks the image as closed.
     /// For the end, when a flush is done and no task is left. An image with leaks stays marked as open.
     pub(crate) async fn finish(self: &Rc<Self>) -> Result<(), DiskError> {
