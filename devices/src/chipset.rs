@@ -219,7 +219,8 @@ impl Chipset {
     }
 
     /// The IDE controller with its drives, in mid-command. Requests that are at the disks are part of the state, and are made
-    /// again when it is restored: let the disks finish them first, or throw this machine away with them.
+    /// again when it is restored: let the disks finish them first, or throw this machine away with them. Those that wait for
+    /// [`Chipset::resume`] still do then.
     pub fn save_ide(&self) -> SavedIde {
         self.ide.save()
     }

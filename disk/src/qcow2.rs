@@ -6,12 +6,14 @@
 
 pub(crate) mod cache;
 pub(crate) mod cache_memory;
+pub(crate) mod change_backing;
 pub(crate) mod check;
 pub(crate) mod compress;
 mod compressed;
 mod counts;
 pub(crate) mod create;
 mod discard;
+mod empty;
 pub(crate) mod entry;
 pub(crate) mod findings;
 pub(crate) mod header;
@@ -32,7 +34,7 @@ pub(crate) mod resize;
 pub(crate) mod snapshot;
 mod snapshot_table;
 mod switch;
-mod token;
+pub(crate) mod token;
 mod tree;
 mod write;
 mod write_back;

@@ -13,16 +13,24 @@
 //!         └────────────────────────────────────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
+//! The same under a stock Linux guest, which says on its console what it made durable: [`linux`] and [`acknowledged`].
+//!
 //! Kills come at random, after a random number of acknowledgements in the log, or by a failpoint (`disk::failpoint`), at the N-th
 //! time that the process passes a named place of the write path or of recovery.
 
+mod acknowledged;
 mod campaign;
 mod guest;
 mod life;
+mod linux;
 mod oracle;
+mod power_loss;
 mod script;
 mod session;
 mod tally;
+mod workload;
 
 pub use campaign::{BareMetalCampaign, run_bare_metal};
+pub use linux::{LinuxCampaign, run_linux};
+pub use power_loss::{Column, PowerCampaign, run_power};
 pub use tally::{Failure, Kills, Spread, Tally};

@@ -11,6 +11,7 @@ use guest_images::{Guest, Image, NestedHost, Store, dump_from_ext4, ext4_from_di
 use crate::create_overlay;
 use crate::nested::{Nested, NestedOptions};
 use crate::run::{Outcome, Run, follow};
+use crate::standing::StandingHost;
 use crate::{direct, spindle};
 
 /// Where a stock kernel runs under KVM.
@@ -178,6 +179,7 @@ impl Host {
                     images,
                     scratch: &self.scratch(),
                     base: base.as_deref(),
+                    exchange: None,
                     memory: self.guest_memory + NESTED_OVERHEAD,
                     cpus: self.cpus,
                     log: self.folder.path().join("nested-host.log"),
@@ -187,6 +189,31 @@ impl Host {
                 follow(&mut run, session, &events, up)
             }
         }
+    }
+
+    /// Starts this host to stay up for many programs. `guest_memory` is what all that run at once need.
+    ///
+    /// # Errors
+    /// If the nested host is needed and does not start.
+    pub fn stand(&self) -> Result<StandingHost> {
+        let Some(images) = &self.nested else {
+            return Ok(StandingHost::here(self.work()));
+        };
+        let base = self.base.as_ref().map(Guest::ext4);
+        let base = base.context("A standing host has the files of a guest")?;
+        self.make_scratch()?;
+        let exchange = self.folder.path().join("exchange.raw");
+        fs::File::create(&exchange)?.set_len(StandingHost::EXCHANGE_BYTES)?;
+        let (nested, events) = Nested::start(&NestedOptions {
+            images,
+            scratch: &self.scratch(),
+            base: Some(&base),
+            exchange: Some(&exchange),
+            memory: self.guest_memory + NESTED_OVERHEAD,
+            cpus: self.cpus,
+            log: self.folder.path().join("nested-host.log"),
+        })?;
+        Ok(StandingHost::nested(nested, events, exchange))
     }
 
     /// Brings the file `name` back from the work folder. Not during a run.

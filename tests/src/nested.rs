@@ -24,6 +24,8 @@ pub(crate) struct NestedOptions<'a> {
     pub(crate) scratch: &'a Path,
     /// Mounted at `/work/base`, read-only.
     pub(crate) base: Option<&'a Path>,
+    /// A raw file that the nested host has as its third disk, to bring files back while it is up. Only with a base.
+    pub(crate) exchange: Option<&'a Path>,
     /// Memory in MiB.
     pub(crate) memory: u32,
     pub(crate) cpus: u32,
@@ -33,6 +35,9 @@ pub(crate) struct NestedOptions<'a> {
 
 /// A nested host has this long to start and to end. It takes two to six seconds, by what else the machine does.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What the console has behind the last byte of a program whose end is marked: NUL is no text.
+pub(crate) const END_OF_PROGRAM: u8 = 0;
 
 /// The virtio ports, in the order of the sockets.
 const PORTS: [&str; 3] = ["console", "control", "stderr"];
@@ -96,20 +101,40 @@ impl Nested {
 
     /// Starts `command` in `/work`, with the console as its standard input and output.
     pub(crate) fn run(mut self, command: &[String], input: Input) -> Result<Box<dyn Session>> {
+        self.launch(command, input, "")?;
+        Ok(Box::new(self))
+    }
+
+    /// The same, and the nested host stays for the next one: behind the program's last byte on the console comes
+    /// [`END_OF_PROGRAM`].
+    pub(crate) fn launch_marked(&mut self, command: &[String]) -> Result<()> {
+        self.launch(command, Input::Null, "printf '\\000' >&4; ")
+    }
+
+    /// `then` is for the shell, after the program.
+    fn launch(&mut self, command: &[String], input: Input, then: &str) -> Result<()> {
         let words = command.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
         let stdin = match input {
             Input::Null => "</dev/null",
             Input::Terminal => "<&4",
         };
         self.command(&format!(
-            "echo @started; {{ {words} {stdin} >&4 2>&3 & echo $! >/run/program.pid; wait $!; echo @exit $?; }} &"
+            "echo @started; {{ {words} {stdin} >&4 2>&3 & echo $! >/run/program.pid; wait $!; code=$?; \
+             {then}echo @exit $code; }} &"
         ))?;
         if input == Input::Terminal {
             let mut console = self.console.try_clone()?;
             // Ends with the process: a read from a terminal cannot be called off.
             thread::spawn(move || std::io::copy(&mut std::io::stdin().lock(), &mut console));
         }
-        Ok(Box::new(self))
+        Ok(())
+    }
+
+    /// Runs a shell command in `/work`; what it prints comes as [`Event::Said`], with `|` for the ends of lines.
+    pub(crate) fn shell(&mut self, command: &str) -> Result<()> {
+        self.command(&format!(
+            "said=$({{ {command}; }} 2>&1 </dev/null | tr '\\n' '|'); echo \"@said $said\""
+        ))
     }
 
     fn command(&mut self, command: &str) -> Result<()> {
@@ -213,6 +238,12 @@ fn spawn_qemu(options: &NestedOptions<'_>, ports: Vec<OwnedFd>) -> Result<Child>
             .arg("-drive")
             .arg(format!("file={},format=raw,if=virtio,readonly=on", option_value(base)));
     }
+    if let Some(exchange) = options.exchange {
+        let file = option_value(exchange);
+        command
+            .arg("-drive")
+            .arg(format!("file={file},format=raw,if=virtio,cache=unsafe"));
+    }
     command.args(["-device", "virtio-serial"]);
     let mut mappings = Vec::new();
     for (child_fd, (name, parent_fd)) in (3..).zip(PORTS.into_iter().zip(ports)) {
@@ -260,6 +291,7 @@ fn read_control(control: UnixStream, events: Sender<Event>) -> JoinHandle<()> {
             let event = match line.split_once(' ').unwrap_or((&line, "")) {
                 ("@up", _) => Event::HostUp,
                 ("@started", _) => Event::Started,
+                ("@said", text) => Event::Said(text.to_owned()),
                 ("@exit", code) => Event::Ended(end(code.parse().unwrap_or(-1))),
                 _ => Event::Stderr(format!("nested host: {line}\n").into_bytes()),
             };

@@ -105,6 +105,8 @@ pub(crate) enum Event {
     Started,
     Console(Vec<u8>),
     Stderr(Vec<u8>),
+    /// What a shell command printed.
+    Said(String),
     Ended(End),
     /// The place where it ran is gone, and why.
     HostLost(String),
@@ -207,7 +209,7 @@ impl Log {
                 }
             }
             Event::Stderr(bytes) => self.stderr.extend_from_slice(&bytes),
-            Event::HostUp | Event::Ended(_) | Event::HostLost(_) => {}
+            Event::HostUp | Event::Said(_) | Event::Ended(_) | Event::HostLost(_) => {}
         }
     }
 

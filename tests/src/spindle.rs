@@ -1,8 +1,8 @@
 //! The `spindle` binary that the tests run, and where builds go.
 
-use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::{env, fs};
 
 use anyhow::{Context, Result, ensure};
 
@@ -28,6 +28,24 @@ pub fn static_spindle() -> Result<PathBuf> {
     if let Some(binary) = env::var_os("SPINDLE_BINARY") {
         return Ok(PathBuf::from(binary));
     }
+    build_static(&[])
+}
+
+/// The same with `disk`'s failpoints, under a name of its own.
+///
+/// # Errors
+/// If the build fails; cargo has said why.
+pub fn static_spindle_with_failpoints() -> Result<PathBuf> {
+    let built = build_static(&["--features", "failpoints"])?;
+    let folder = target_folder().join("system-tests");
+    fs::create_dir_all(&folder).with_context(|| format!("Cannot create {}", folder.display()))?;
+    let (unfinished, kept) = (folder.join("spindle-failpoints.new"), folder.join("spindle-failpoints"));
+    fs::copy(&built, &unfinished).with_context(|| format!("Cannot copy {}", built.display()))?;
+    fs::rename(&unfinished, &kept)?;
+    Ok(kept)
+}
+
+fn build_static(features: &[&str]) -> Result<PathBuf> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     // With --target, cargo keeps these flags away from build scripts and in a folder of their own: nothing is rebuilt
@@ -36,6 +54,7 @@ pub fn static_spindle() -> Result<PathBuf> {
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         .current_dir(workspace_folder());
     command.args(["build", "--quiet", "--release", "--package", "vmm", "--target", TARGET]);
+    command.args(features);
     let status = command.status().context("Cannot run cargo")?;
     ensure!(status.success(), "Building the static spindle binary failed ({status})");
     let built = env::var_os("CARGO_TARGET_DIR").map_or_else(target_folder, PathBuf::from);

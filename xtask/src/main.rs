@@ -2,9 +2,12 @@
 
 mod bench;
 mod boot;
+mod crash;
 mod fuzz;
 mod nested;
+mod power;
 mod progress;
+mod report;
 mod setup;
 mod simulate;
 mod terminal;
@@ -25,6 +28,9 @@ enum Chore {
     Nested(nested::Options),
     Simulate(simulate::Options),
     Fuzz(fuzz::Options),
+    Crash(crash::Options),
+    Power(power::Options),
+    Report(report::Options),
 }
 
 fn main() -> ExitCode {
@@ -36,6 +42,9 @@ fn main() -> ExitCode {
         Chore::Nested(options) => nested::nested(&options),
         Chore::Simulate(options) => simulate::simulate(&options),
         Chore::Fuzz(options) => fuzz::fuzz(&options),
+        Chore::Crash(options) => crash::crash(&options),
+        Chore::Power(options) => power::power(&options),
+        Chore::Report(options) => report::report(&options),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -367,11 +367,16 @@ impl State {
         if self.native { &self.lines.pci } else { &self.lines.isa }
     }
 
+    /// Whether the line is to be high.
+    fn level(&self) -> bool {
+        let wanted = self.drives[self.selected].as_ref().is_some_and(Drive::interrupt);
+        wanted && !self.control.contains(DeviceControl::NIEN)
+    }
+
     /// Brings the interrupt line to its level: the selected drive's INTRQ, unless nIEN holds it back. Nothing is lost
     /// by that: when nIEN goes, or the drive is selected, the line rises.
     fn drive_line(&mut self) {
-        let wanted = self.drives[self.selected].as_ref().is_some_and(Drive::interrupt);
-        let level = wanted && !self.control.contains(DeviceControl::NIEN);
+        let level = self.level();
         if level && !self.asserted {
             // The bus master sees the rise of the wire, whatever the command was (BMIDE 1.0, 2.1).
             self.bus_master.status.insert(BusMasterStatus::INTERRUPT);

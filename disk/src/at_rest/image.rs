@@ -1,5 +1,6 @@
 //! An image at rest and the chain of backing files below it.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::file::{RestingFile, Sharing};
@@ -172,6 +173,29 @@ impl ImageAtRest {
     /// The image below.
     pub fn backing(&self) -> Option<&ImageAtRest> {
         self.backing.as_deref()
+    }
+
+    /// Where the file below is, and its format, whether it is open or not.
+    pub fn backing_path(&self) -> Result<Option<(PathBuf, Format)>, OpenError> {
+        let Some(reference) = self.header().and_then(|header| header.backing.as_ref()) else {
+            return Ok(None);
+        };
+        let found = backing_options(&OpenOptions::new(&self.path, Format::Qcow2), reference);
+        let found = found.map_err(|cause| OpenError {
+            path: self.path.clone(),
+            cause: Box::new(cause),
+        })?;
+        Ok(Some((found.path, found.format)))
+    }
+
+    /// Whether this is the file at `path`.
+    pub fn is_same_file(&self, path: &Path) -> bool {
+        let file = match &self.layer {
+            Layer::Raw(file) => file,
+            Layer::Qcow2(layer) => &layer.file,
+        };
+        let other = std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
+        file.identity().is_ok_and(|own| other.is_ok_and(|other| own == other))
     }
 
     /// The images of the chain, the uppermost first.

@@ -16,6 +16,7 @@ use super::cache::Class;
 use super::token::Token;
 use crate::Buffer;
 use crate::disk::Corruption;
+use crate::planted_bug::{Bug, planted};
 
 /// The largest slice, in bytes.
 pub(super) const MAX_SLICE_SIZE: usize = 4096;
@@ -91,13 +92,9 @@ pub(crate) struct CacheMemory {
 
 /// A place for a cache that outlives the process.
 pub(crate) trait LastingMemory {
-    /// Makes `length` zero bytes, which take the place of what was there before at once, or when they are published.
-    fn make(&self, length: usize) -> io::Result<Buffer>;
-
-    /// What was made last is a cache now, and found by the next process. Half of one never is.
-    fn publish(&self) -> io::Result<()> {
-        Ok(())
-    }
+    /// Makes `length` bytes there that begin with `head` and are zeros otherwise: a process that is killed meanwhile leaves all of
+    /// that, or what was there before.
+    fn make(&self, length: usize, head: &[u8]) -> io::Result<Buffer>;
 
     /// Nothing there is of use any more.
     fn remove(&self);
@@ -156,11 +153,14 @@ pub enum CacheError {
 }
 
 impl CacheMemory {
-    /// An empty cache in `buffer`, which is zeroed and as long as `shape` needs.
-    pub(crate) fn format(buffer: Buffer, shape: Shape, identity: Identity) -> Self {
+    /// What the memory of an empty cache begins with.
+    pub(crate) fn head(shape: Shape, identity: Identity) -> Vec<u8> {
+        encode_header(shape, identity)
+    }
+
+    /// An empty cache in `buffer`, which begins with its head, is zeroed otherwise, and as long as `shape` needs.
+    pub(crate) fn new(buffer: Buffer, shape: Shape) -> Self {
         assert!(buffer.len() >= shape.length());
-        let header = encode_header(shape, identity);
-        buffer.copy_from_slice(0, &header);
         Self { buffer, shape }
     }
 
@@ -185,6 +185,9 @@ impl CacheMemory {
     pub(crate) fn announce_dirty(&self, slot: usize, offset: u64, class: Class) {
         let word = offset | (class as u64) << CLASS_SHIFT | DIRTY;
         let at = INDEX_AT + slot * INDEX_ENTRY;
+        if planted(Bug::WordBeforeChecksum) {
+            self.store(at, &word.to_ne_bytes());
+        }
         // The checksum first: until the word itself is stored the slot counts as clean.
         self.store(at + 8, &checksum(&word.to_ne_bytes()).to_ne_bytes());
         self.store(at, &word.to_ne_bytes());
@@ -327,7 +330,9 @@ mod tests {
 
     fn memory() -> CacheMemory {
         let shape = Shape::new(0, 65536);
-        CacheMemory::format(Buffer::zeroed(shape.length()), shape, identity())
+        let buffer = Buffer::zeroed(shape.length());
+        buffer.copy_from_slice(0, &CacheMemory::head(shape, identity()));
+        CacheMemory::new(buffer, shape)
     }
 
     #[test]
@@ -377,6 +382,14 @@ mod tests {
     }
 
     #[test]
+    fn an_image_may_have_grown_and_not_shrunk() {
+        let bytes = memory().buffer().to_vec();
+        let sized = |size| survivors(&bytes, Identity { size, ..identity() }).err();
+        assert_eq!(sized(8), None);
+        assert_eq!(sized(6), Some(CacheError::Shorter { recorded: 7, found: 6 }));
+    }
+
+    #[test]
     fn a_geometry_that_overflows_is_refused() {
         for (slice_size, slots) in [
             (usize::MAX, 1),
@@ -388,14 +401,6 @@ mod tests {
             bytes.resize(2 * PAGE, 0);
             assert_eq!(survivors(&bytes, identity()).err(), Some(CacheError::Header));
         }
-    }
-
-    #[test]
-    fn an_image_may_have_grown_and_not_shrunk() {
-        let bytes = memory().buffer().to_vec();
-        let sized = |size| survivors(&bytes, Identity { size, ..identity() }).err();
-        assert_eq!(sized(8), None);
-        assert_eq!(sized(6), Some(CacheError::Shorter { recorded: 7, found: 6 }));
     }
 
     #[test]

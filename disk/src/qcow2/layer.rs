@@ -85,7 +85,7 @@ impl Qcow2Layer {
         let first = self.stored(base, index, entries[index])?;
         let until = (within + length).div_ceil(cluster_size);
         let mut run = 1;
-        while run < until && self.continues(base, index, &entries, first, run)? {
+        while run < until && self.continues(base, index, &entries, first, run) {
             run += 1;
         }
         let length = length.min(run * cluster_size - within);
@@ -99,10 +99,10 @@ impl Qcow2Layer {
         })
     }
 
-    fn continues(&self, base: u64, index: usize, entries: &[u64], first: Stored, run: u64) -> Result<bool, DiskError> {
+    fn continues(&self, base: u64, index: usize, entries: &[u64], first: Stored, run: u64) -> bool {
         let offset = run << self.header.cluster_bits;
         let expected = match first {
-            Stored::Compressed { .. } => return Ok(false),
+            Stored::Compressed { .. } => return false,
             Stored::Data { host } => Stored::Data { host: host + offset },
             Stored::Zero { host: Some(host) } => Stored::Zero {
                 host: Some(host + offset),
@@ -110,7 +110,9 @@ impl Qcow2Layer {
             other => other,
         };
         let index = index + run as usize;
-        Ok(self.stored(base, index, entries[index])? == expected)
+        // An entry that is damaged is an error for whoever asks for its cluster.
+        self.stored(base, index, entries[index])
+            .is_ok_and(|stored| stored == expected)
     }
 
     fn stored(&self, base: u64, index: usize, entry: u64) -> Result<Stored, DiskError> {

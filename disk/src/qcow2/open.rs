@@ -18,6 +18,7 @@ use crate::disk::Corruption;
 use crate::failpoint::{self, Point};
 use crate::image::Image;
 use crate::open::OpenCause;
+use crate::planted_bug::{Bug, planted};
 use crate::storage::ImageFile;
 use crate::tasks::Tasks;
 use crate::{Buffer, DiskError};
@@ -101,7 +102,7 @@ pub(crate) async fn open(opening: Opening) -> Result<Rc<Qcow2>, OpenCause> {
     if read_only && !survivors.is_empty() {
         return Err(OpenCause::NeedsRecovery);
     }
-    if !survivors.is_empty() {
+    if !survivors.is_empty() && !planted(Bug::SurvivorsIgnored) {
         recover::write_survivors(&file, &header, &survivors).await?;
     }
     let length = file.length()?;
@@ -116,10 +117,12 @@ pub(crate) async fn open(opening: Opening) -> Result<Rc<Qcow2>, OpenCause> {
     // Version 2 has no dirty bit, so each time may be after a crash.
     let recovers = !read_only && (header.is_dirty() || header.version < 3);
     if !read_only {
-        if recovers {
+        if recovers && !planted(Bug::RefcountsNotRebuilt) {
             // What a killed process wrote last may be in the page cache alone. A refcount must not get to the disk before the unlinking
             // that it counts.
-            file.sync().await?;
+            if !planted(Bug::CountsWhatIsNotDurable) {
+                file.sync().await?;
+            }
             recover::rebuild_refcounts(&file, &header, &mut l1, &refcount_table, &snapshots).await?;
         }
         let (_, conflict) = MetadataMap::of(&header, &l1, &refcount_table, &snapshots);
@@ -136,14 +139,14 @@ pub(crate) async fn open(opening: Opening) -> Result<Rc<Qcow2>, OpenCause> {
     }
     let shape = Shape::new(cache.bytes, header.cluster_size());
     let buffer = match &lasting {
-        Some(lasting) => lasting.make(shape.length()).map_err(OpenCause::CacheMemory)?,
+        Some(lasting) => {
+            let head = CacheMemory::head(shape, of_image(cache.identity, &header));
+            lasting.make(shape.length(), &head).map_err(OpenCause::CacheMemory)?
+        }
         None => Buffer::zeroed(shape.length()),
     };
     let (metadata, _) = MetadataMap::of(&header, &l1, &refcount_table, &snapshots);
-    let memory = CacheMemory::format(buffer, shape, of_image(cache.identity, &header));
-    if let Some(lasting) = &lasting {
-        lasting.publish().map_err(OpenCause::CacheMemory)?;
-    }
+    let memory = CacheMemory::new(buffer, shape);
     let image = Rc::new(Qcow2 {
         tasks,
         file,
@@ -165,7 +168,7 @@ pub(crate) async fn open(opening: Opening) -> Result<Rc<Qcow2>, OpenCause> {
         zeroes: Buffer::zeroed(header.cluster_size() as usize),
         header: RefCell::new(header),
     });
-    if recovers {
+    if recovers && !planted(Bug::ShrinkNotFinished) {
         image.finish_shrinking().await;
     }
     Ok(image)

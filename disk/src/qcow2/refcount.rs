@@ -14,6 +14,7 @@ use crate::DiskError;
 use crate::disk::Corruption;
 use crate::failpoint::{self, Point};
 use crate::in_flight::InFlight;
+use crate::planted_bug::{Bug, planted};
 
 /// Host offsets have 56 bits.
 const MAX_HOST_OFFSET: u64 = 1 << 56;
@@ -147,7 +148,9 @@ impl Qcow2 {
             set_refcount(bytes, entry, order, 1);
         }
         let changed = first * (1 << order) / 8..((first + count) * (1 << order)).div_ceil(8);
-        self.cache.write(slice, changed.start, &bytes[changed]);
+        if !planted(Bug::RefcountNotRaised) {
+            self.cache.write(slice, changed.start, &bytes[changed]);
+        }
         failpoint::hit(Point::ClusterAlloc);
         let clusters = Clusters {
             first: start + (first - index) as u64,
@@ -389,7 +392,9 @@ impl Qcow2 {
         self.file.write_bytes(blocks_at, &blocks).await?;
         self.file.write_bytes(table_at, &table_bytes).await?;
         failpoint::hit(Point::ReftableGrowWrite);
-        self.sync().await?;
+        if !planted(Bug::TableNamedBeforeDurable) {
+            self.sync().await?;
+        }
         self.forget_cached(Clusters {
             first,
             count: layout.blocks,

@@ -330,27 +330,14 @@ impl Repair<'_> {
         if !self.checked.damaged {
             self.release_old_refcounts(header, &layout)?;
         }
-        self.fixed.corruptions += self.raised()?;
+        self.fixed.corruptions += self.raised();
         Ok(())
     }
 
     /// Clusters whose refcount was too low.
-    fn raised(&self) -> Result<u64, DiskError> {
-        let old = OldRefcounts::of(self.checked);
-        let order = self.checked.header.refcount_order;
-        let mut raised = 0;
-        let mut block = (u64::MAX, vec![0; self.checked.header.cluster_size() as usize]);
-        for (cluster, count) in self.checked.references.iter() {
-            let index = cluster / old.per_block;
-            if block.0 != index {
-                block.0 = index;
-                block.1.fill(0);
-                old.read(self.file, index, &mut block.1)?;
-            }
-            let found = get_refcount(&block.1, (cluster % old.per_block) as usize, order);
-            raised += u64::from(found < count);
-        }
-        Ok(raised)
+    fn raised(&self) -> u64 {
+        let is_raised = |(cluster, count): &(u64, u64)| self.checked.refcounts.get(*cluster) < *count;
+        self.checked.references.iter().filter(is_raised).count() as u64
     }
 
     fn release_old_refcounts(&self, header: &Header, layout: &NewRefcounts) -> Result<(), DiskError> {
@@ -433,15 +420,11 @@ impl Repair<'_> {
 /// The refcounts that were found.
 struct OldRefcounts<'a> {
     checked: &'a Checked,
-    per_block: u64,
 }
 
 impl<'a> OldRefcounts<'a> {
     fn of(checked: &'a Checked) -> Self {
-        Self {
-            checked,
-            per_block: (checked.header.cluster_size() * 8) >> checked.header.refcount_order,
-        }
+        Self { checked }
     }
 
     fn has_block(&self, index: u64) -> bool {

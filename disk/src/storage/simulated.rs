@@ -143,6 +143,19 @@ impl SimulatedDisk {
         self.state.borrow_mut().faults = Faults::default();
     }
 
+    /// Forgets everything in flight, here and in the other files.
+    pub(crate) fn abandon(&self) {
+        let (waiting, companions) = {
+            let mut state = self.state.borrow_mut();
+            (
+                std::mem::take(&mut state.waiting),
+                std::mem::take(&mut state.companions),
+            )
+        };
+        drop(waiting);
+        companions.iter().for_each(|companion| companion.abandon());
+    }
+
     /// What a read of the whole file would return now.
     pub fn contents(&self) -> Vec<u8> {
         self.state.borrow().platter.current().to_vec()

@@ -142,15 +142,27 @@ impl Machine {
                 break;
             }
             let mut simulation = self.begin_opening(platter.clone(), left_behind.clone(), rng)?;
-            for _ in 0..rng.random_range(0..30) {
-                simulation.step();
+            phase = Phase::Recovery;
+            if rng.random_range(0..4) == 0 {
+                // Between two changes of the metadata cache.
+                simulation.watch(rng.random_range(1..12));
+                rest(&mut simulation)?;
+                if let Some(instant) = simulation.seen() {
+                    model = CrashModel::Kill;
+                    platter = instant.point.random(rng);
+                    left_behind = instant.left_behind;
+                    continue;
+                }
+            } else {
+                for _ in 0..rng.random_range(0..30) {
+                    simulation.step();
+                }
             }
             model = if rng.random() {
                 CrashModel::Kill
             } else {
                 CrashModel::PowerLoss
             };
-            phase = Phase::Recovery;
             platter = simulation.disk().crash_point(model).random(rng);
             left_behind = simulation.left_behind(model);
         }

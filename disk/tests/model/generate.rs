@@ -114,6 +114,7 @@ fn op(shape: &Shape, habits: &Habits, rng: &mut SmallRng) -> Op {
         60..62 => Op::Apply(rng.random_range(0..4)),
         62..64 => Op::Delete(rng.random_range(0..4)),
         64..67 => Op::Resize(rng.random_range(0..shape.largest)),
+        67..68 if rng.random() => Op::Age,
         67..68 => Op::Settle,
         68..69 if rng.random_range(0..3) == 0 => Op::Reopen,
         _ => Op::Steps {

@@ -79,7 +79,9 @@ pub struct Machine {
 }
 
 struct InFlight {
-    request: Cancellable,
+    outcome: Outcome,
+    /// Most requests cannot be given up: then the engine does those that are one storage operation without a task.
+    request: Option<Cancellable>,
     what: What,
     range: Range<u64>,
     begun: u64,
@@ -190,11 +192,20 @@ impl Machine {
                     .with_contents(|image| sound(image, "while it is open"))
             }
             Op::Cancel(number) => {
-                if !self.in_flight.is_empty() {
-                    let index = number % self.in_flight.len();
+                let mut cancellable = self.in_flight.iter().enumerate();
+                let count = cancellable
+                    .clone()
+                    .filter(|(_, request)| request.request.is_some())
+                    .count();
+                let mut cancellable = cancellable.by_ref().filter(|(_, request)| request.request.is_some());
+                if let Some((index, _)) = cancellable.nth(number % count.max(1)) {
                     // Its write may happen until everything has come to its end.
                     drop(self.in_flight.remove(index));
                 }
+                self.collect(u64::MAX)
+            }
+            Op::Age => {
+                self.simulation.let_metadata_age();
                 self.collect(u64::MAX)
             }
             Op::Create | Op::Apply(_) | Op::Delete(_) | Op::Resize(_) => self.begin_change(op),
@@ -248,8 +259,13 @@ impl Machine {
             }
             _ => (0..0, self.oracle.begin(), What::Flush, Command::Flush),
         };
-        let request = self.simulation.submit_cancellable(command);
+        let request = (self.tally.requests % 3 == 0).then(|| self.simulation.submit_cancellable(command.clone()));
+        let outcome = match &request {
+            Some(request) => request.outcome.clone(),
+            None => self.simulation.submit(command),
+        };
         self.in_flight.push(InFlight {
+            outcome,
             request,
             what,
             range,
@@ -308,17 +324,18 @@ impl Machine {
         let is_done = |outcome: &Outcome| outcome.moment().is_some_and(|moment| moment <= until);
         let done: Vec<_> = self
             .in_flight
-            .extract_if(.., |request| is_done(&request.request.outcome))
+            .extract_if(.., |request| is_done(&request.outcome))
             .collect();
         for InFlight {
-            request,
+            outcome,
             what,
             range,
             begun,
             may_be_cut_off,
+            ..
         } in done
         {
-            if let Some(error) = request.outcome.error() {
+            if let Some(error) = outcome.error() {
                 // Then nobody knows how far it came.
                 if may_be_cut_off && error.contains("end beyond the disk") {
                     continue;

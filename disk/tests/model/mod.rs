@@ -13,6 +13,8 @@ pub mod generate;
 pub mod image;
 pub mod machine;
 pub mod oracle;
+#[cfg(feature = "planted-bugs")]
+pub mod planted;
 pub mod script;
 pub mod shrink;
 pub mod stamp;

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 
 use super::guest;
 use super::life::{Life, Surroundings};
+use super::session::Hypervisor;
 use super::tally::{Failure, Spread, Tally};
 
 /// Kills under a bare-metal guest: which binary, how many, and from which seed.
@@ -33,8 +34,9 @@ pub fn run_bare_metal(campaign: &BareMetalCampaign<'_>, mut progress: impl FnMut
     std::fs::create_dir_all(folder).with_context(|| format!("Cannot create {}", folder.display()))?;
     let kernel = folder.join("guest.elf");
     std::fs::write(&kernel, guest::image()?)?;
+    let hypervisor = Hypervisor::Spindle(campaign.spindle.to_owned());
     let surroundings = Surroundings {
-        spindle: campaign.spindle,
+        hypervisor: &hypervisor,
         kernel: &kernel,
         folder,
         failpoints: campaign.failpoints,

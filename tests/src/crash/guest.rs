@@ -20,6 +20,13 @@ pub(super) fn image() -> Result<Vec<u8>> {
     Ok(guest.build()?)
 }
 
+/// A guest that powers off at once.
+pub(super) fn power_off_image() -> Result<Vec<u8>> {
+    let mut guest = BareMetalGuest::new(Mode::Pvh, PowerOff::acpi(PM1A_CONTROL, SLEEP_TYPE_S5))?;
+    guest.power_off()?;
+    Ok(guest.build()?)
+}
+
 /// Fetches entry after entry: a verb and three words. Returns where [`Verb::PowerOff`] goes.
 fn interpreter(guest: &mut BareMetalGuest) -> Result<CodeLabel, IcedError> {
     let code = guest.assembler();

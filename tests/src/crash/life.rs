@@ -1,6 +1,7 @@
 //! One image, from its making to its end: sessions that are killed, each found again by the next.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -9,18 +10,19 @@ use rand::{RngExt, SeedableRng};
 
 use super::oracle::{Oracle, SECTOR, SECTORS, stamp};
 use super::script::{Action, GuestMemory};
-use super::session::{End, Session, Start};
+use super::session::{End, Hypervisor, Session, Start};
 use super::tally::Tally;
+use super::workload::{Mix, Workload, up_to_a_power_of_two};
 
 /// Kills on one image at most, before the next one with other parameters.
 const MOST_KILLS: u64 = 40;
 
 /// The longest workload of a session: the data of all its commands fits into the guest's memory.
-const MOST_COMMANDS: usize = 60;
+const MOST_COMMANDS: usize = 40;
 
 /// What all lives have in common.
 pub(super) struct Surroundings<'a> {
-    pub(super) spindle: &'a Path,
+    pub(super) hypervisor: &'a Hypervisor,
     pub(super) kernel: &'a Path,
     pub(super) folder: &'a Path,
     /// Whether spindle has failpoints, and their names.
@@ -45,7 +47,7 @@ pub(super) struct Life<'a> {
     parameters: Parameters,
     image: PathBuf,
     oracle: Oracle,
-    next_id: u32,
+    workload: Workload,
     snapshots: Vec<(String, Vec<u32>)>,
     /// The last process was killed.
     unclean: bool,
@@ -86,13 +88,14 @@ impl<'a> Life<'a> {
                 ",cache=none,discard=unmap",
             ][random.random_range(0..5)],
         };
+        let workload = Workload::new(parameters.cluster_size, Mix::FewFlushes);
         let mut life = Self {
             surroundings,
             random,
             parameters,
             image: surroundings.folder.join("disk.qcow2"),
             oracle: Oracle::new(&[]),
-            next_id: 1,
+            workload,
             snapshots: Vec::new(),
             unclean: false,
             recovery: Vec::new(),
@@ -122,7 +125,7 @@ impl<'a> Life<'a> {
     pub(super) fn live(&mut self, kills: u64, tally: &mut Tally) -> Result<()> {
         let until = tally.kills + kills.min(self.random.random_range(MOST_KILLS / 2..=MOST_KILLS));
         while tally.kills < until {
-            let plan = self.plan();
+            let plan = self.plan(tally);
             self.session(&plan, tally)?;
             if matches!(plan, Plan::Clean) && self.parameters.snapshots && self.parameters.refcount_bits > 1 {
                 self.take_snapshot()?;
@@ -150,8 +153,8 @@ impl<'a> Life<'a> {
         if let Some(format) = self.parameters.backing {
             // A few runs of data, from a source that has ids of its own.
             for _ in 0..8 {
-                let (first, count) = self.some_sectors();
-                let id = self.id();
+                let (first, count) = self.workload.some_sectors(&mut self.random);
+                let id = self.workload.id();
                 ids[first as usize..(first + count) as usize].fill(id);
             }
             let bytes: Vec<u8> = (0..).zip(&ids).flat_map(|(sector, id)| stamp(*id, sector)).collect();
@@ -183,28 +186,39 @@ impl<'a> Life<'a> {
         Ok(())
     }
 
-    fn plan(&mut self) -> Plan {
-        let random = &mut self.random;
-        let failpoints = self.surroundings.failpoints.len();
-        match random.random_range(0..20) {
+    fn plan(&mut self, tally: &Tally) -> Plan {
+        match self.random.random_range(0..20) {
             0 => Plan::Clean,
-            1..=9 if failpoints > 0 => Plan::Failpoint {
-                point: random.random_range(0..failpoints),
-                passing: 1 + up_to_a_power_of_two(random, 7),
-            },
+            1..=9 if !self.surroundings.failpoints.is_empty() => self.plan_failpoint(tally),
             _ => Plan::Random {
-                completions: random.random_range(0..MOST_COMMANDS * 2 / 3),
-                spin: up_to_a_power_of_two(random, 18) as u32,
+                completions: self.random.random_range(0..MOST_COMMANDS / 2),
+                spin: up_to_a_power_of_two(&mut self.random, 18) as u32,
             },
         }
+    }
+
+    /// Each point as often as any other, those that nobody has passed yet seldom, and a passing that most sessions get to.
+    fn plan_failpoint(&mut self, tally: &Tally) -> Plan {
+        let names = self.surroundings.failpoints;
+        let passed = |point: &usize| tally.points.get(names[*point]).map_or(0, |kills| kills.passed);
+        let known: Vec<usize> = (0..names.len()).filter(|point| passed(point) > 0).collect();
+        let point = if known.is_empty() || self.random.random_ratio(1, 10) {
+            self.random.random_range(0..names.len())
+        } else {
+            known[self.random.random_range(0..known.len())]
+        };
+        let usual = passed(&point) / (tally.kills + tally.clean_ends).max(1);
+        let bits = (usual + 1).ilog2();
+        let passing = 1 + up_to_a_power_of_two(&mut self.random, bits);
+        Plan::Failpoint { point, passing }
     }
 
     fn session(&mut self, plan: &Plan, tally: &mut Tally) -> Result<()> {
         let mut memory = GuestMemory::new()?;
         let commands = match plan {
             Plan::Clean => Vec::new(),
-            Plan::Random { completions, .. } => self.commands(completions + 4),
-            Plan::Failpoint { .. } => self.commands(MOST_COMMANDS),
+            Plan::Random { completions, .. } => self.workload.commands(completions + 4, &mut self.random),
+            Plan::Failpoint { .. } => self.workload.commands(MOST_COMMANDS, &mut self.random),
         };
         for command in &commands {
             memory.command(command)?;
@@ -216,13 +230,13 @@ impl<'a> Life<'a> {
             _ => None,
         };
         let start = Start {
-            spindle: self.surroundings.spindle,
+            hypervisor: self.surroundings.hypervisor,
             kernel: self.surroundings.kernel,
             disk: &self.image,
             options: self.parameters.options,
             failpoint: failpoint.clone(),
         };
-        let mut session = Session::start(memory, &start)?;
+        let mut session = Session::start(Arc::new(memory), &start)?;
         let read = session.wait_for(|progress| progress.read)?;
         if read {
             self.judge(&session, tally)?;
@@ -364,73 +378,6 @@ impl<'a> Life<'a> {
         }
         Ok(())
     }
-
-    fn commands(&mut self, count: usize) -> Vec<Action> {
-        let mut sectors = 0;
-        let mut commands = Vec::with_capacity(count);
-        for _ in 0..count {
-            let command = self.some_command();
-            if let Action::Write { count, .. } = command {
-                // In the guest's memory each begins at 64 KiB.
-                sectors += count.next_multiple_of(128);
-            }
-            if sectors > 18 << 11 {
-                break;
-            }
-            commands.push(command);
-        }
-        commands
-    }
-
-    fn some_command(&mut self) -> Action {
-        match self.random.random_range(0..20) {
-            0..=1 => Action::Flush,
-            2..=4 => {
-                let (first, count) = self.some_sectors();
-                let per_cluster = (self.parameters.cluster_size / SECTOR).max(1);
-                // Mostly whole clusters: others are left as they are.
-                if self.random.random_ratio(3, 4) {
-                    let first = first - first % per_cluster;
-                    let count = count.next_multiple_of(per_cluster).min(SECTORS - first);
-                    return Action::Trim { first, count };
-                }
-                Action::Trim { first, count }
-            }
-            kind => {
-                let (mut first, mut count) = self.some_sectors();
-                let per_cluster = self.parameters.cluster_size / SECTOR;
-                if kind < 9 {
-                    first -= first % per_cluster;
-                    count = count.next_multiple_of(per_cluster).min(256).min(SECTORS - first);
-                }
-                let id = if self.random.random_ratio(1, 16) { 0 } else { self.id() };
-                Action::Write { first, count, id }
-            }
-        }
-    }
-
-    /// 1 to 256 sectors, short runs as often as long ones, half of them in the disk's first eighth.
-    fn some_sectors(&mut self) -> (u64, u64) {
-        let count = 1 + up_to_a_power_of_two(&mut self.random, 8);
-        let space = if self.random.random_ratio(1, 2) {
-            SECTORS
-        } else {
-            SECTORS / 8
-        };
-        let count = count.min(256);
-        (self.random.random_range(0..=space - count), count)
-    }
-
-    fn id(&mut self) -> u32 {
-        self.next_id += 1;
-        self.next_id - 1
-    }
-}
-
-/// A number below 2 to the power of `most`, small ones as often as large ones.
-fn up_to_a_power_of_two(random: &mut StdRng, most: u32) -> u64 {
-    let bits = random.random_range(0..=most);
-    random.random_range(0..1 << bits)
 }
 
 fn qemu_img(folder: &Path, arguments: &[&str]) -> Result<()> {

@@ -4,8 +4,8 @@ use super::script::Action;
 
 /// Bytes of a sector.
 pub(super) const SECTOR: u64 = 512;
-/// Sectors of the disk: 8 MiB.
-pub(super) const SECTORS: u64 = 16384;
+/// Sectors of the disk: 4 MiB.
+pub(super) const SECTORS: u64 = 8192;
 
 /// The sector `sector` as write number `id` leaves it; number 0 is zeros. It names its place, so that data which lands elsewhere is
 /// noticed.

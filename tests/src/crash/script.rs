@@ -19,8 +19,8 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use super::oracle::{SECTOR, SECTORS, stamp};
 
 /// The guest's memory in bytes; `--memory` says the same.
-pub(super) const MEMORY: u64 = 32 << 20;
-pub(super) const MEMORY_ARGUMENT: &str = "32M";
+pub(super) const MEMORY: u64 = 64 << 20;
+pub(super) const MEMORY_ARGUMENT: &str = "64M";
 
 const LOG: u32 = 0x20_0000;
 const STATUS: u32 = LOG + 0x1000;

@@ -5,8 +5,9 @@ use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,12 +25,20 @@ const GLANCE: Duration = Duration::from_micros(200);
 /// Words of the failpoints' trace; more than there are points.
 const TRACE_WORDS: usize = 256;
 
+/// Who runs the guest.
+pub(super) enum Hypervisor {
+    /// This program.
+    Spindle(PathBuf),
+    /// QEMU, with its own driver for qcow2, for comparison.
+    Qemu(PathBuf),
+}
+
 /// What a session is started with.
 pub(super) struct Start<'a> {
-    pub(super) spindle: &'a Path,
+    pub(super) hypervisor: &'a Hypervisor,
     pub(super) kernel: &'a Path,
     pub(super) disk: &'a Path,
-    /// More options of the disk.
+    /// More options of the disk, as `,NAME=VALUE`; both hypervisors know the same.
     pub(super) options: &'a str,
     /// `NAME:N`: the point, and the number of the passing, at which it kills itself.
     pub(super) failpoint: Option<String>,
@@ -38,7 +47,7 @@ pub(super) struct Start<'a> {
 /// A running process with its guest's memory.
 pub(super) struct Session {
     child: Child,
-    pub(super) memory: GuestMemory,
+    pub(super) memory: Arc<GuestMemory>,
     trace: File,
     started_at: Instant,
     /// From the process's start until its guest ran.
@@ -59,23 +68,55 @@ pub(super) struct End {
     pub(super) hits: Vec<u64>,
 }
 
-impl Session {
-    pub(super) fn start(memory: GuestMemory, start: &Start<'_>) -> Result<Self> {
-        let trace = File::from(memfd_create("spindle-trace", MemfdFlags::CLOEXEC).context("Cannot make a memfd")?);
-        trace.set_len((TRACE_WORDS * 8) as u64)?;
-        let mut command = Command::new(start.spindle);
-        command.args(["--log", "info", "run", "--console", "null", "--memory", MEMORY_ARGUMENT]);
-        command
-            .arg("--memory-file")
-            .arg(memory.path())
-            .arg("--kernel")
-            .arg(start.kernel);
+impl Hypervisor {
+    fn command(&self, memory: &GuestMemory, start: &Start<'_>) -> Result<Command> {
         let disk = start
             .disk
             .to_str()
             .context("The folder's name is not UTF-8")?
             .replace(',', ",,");
-        command.arg("--disk").arg(format!("{disk}{}", start.options));
+        let disk = format!("{disk}{}", start.options);
+        Ok(match self {
+            Hypervisor::Spindle(program) => {
+                let mut command = Command::new(program);
+                command.args(["--log", "info", "run", "--console", "null", "--memory", MEMORY_ARGUMENT]);
+                command
+                    .arg("--memory-file")
+                    .arg(memory.path())
+                    .arg("--kernel")
+                    .arg(start.kernel);
+                command.args(["--disk", &disk]);
+                command
+            }
+            Hypervisor::Qemu(program) => {
+                let mut command = Command::new(program);
+                let (path, size) = (memory.path(), MEMORY_ARGUMENT);
+                command.args([
+                    "-accel",
+                    "tcg",
+                    "-nodefaults",
+                    "-no-user-config",
+                    "-display",
+                    "none",
+                    "-no-reboot",
+                ]);
+                command.args(["-machine", "pc,memory-backend=ram", "-m", size, "-object"]);
+                command.arg(format!(
+                    "memory-backend-file,id=ram,size={size},mem-path={path},share=on"
+                ));
+                command.arg("-kernel").arg(start.kernel);
+                command.args(["-drive", &format!("if=ide,index=0,format=qcow2,file={disk}")]);
+                command
+            }
+        })
+    }
+}
+
+impl Session {
+    pub(super) fn start(memory: Arc<GuestMemory>, start: &Start<'_>) -> Result<Self> {
+        let trace = File::from(memfd_create("spindle-trace", MemfdFlags::CLOEXEC).context("Cannot make a memfd")?);
+        trace.set_len((TRACE_WORDS * 8) as u64)?;
+        let mut command = start.hypervisor.command(&memory, start)?;
         let trace_path = format!("/proc/{}/fd/{}", std::process::id(), trace.as_raw_fd());
         command.env("SPINDLE_FAILPOINT_TRACE", trace_path).env("NO_COLOR", "1");
         command.env_remove("SPINDLE_FAILPOINT").env_remove("SPINDLE_LOG");
@@ -87,9 +128,10 @@ impl Session {
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
         let started_at = Instant::now();
+        let program = command.get_program().to_owned();
         let child = command
             .spawn()
-            .with_context(|| format!("Cannot run {}", start.spindle.display()))?;
+            .with_context(|| format!("Cannot run {}", program.display()))?;
         Ok(Self {
             child,
             memory,

@@ -66,6 +66,8 @@ pub struct Arguments {
     /// with _max for bursts, and iops_size. For testing a guest: inject=read|write|flush|any[@FIRST[-LAST]]:eio|enospc|delay=MILLISECONDS[:skip=N][:times=N],
     /// any number of times, in sectors.
     ///
+    /// What the guest sees: serial=, model=, firmware=, wwn=0x..., drive=disk|cf (a CompactFlash card).
+    ///
     /// The format is qcow2 unless it is said; it is never guessed. Without a slot, disks take the free slots in order. With
     /// root, the kernel is told to mount the disk as its root. A comma in the path is written twice.
     #[arg(long = "disk", value_name = "DISK")]
@@ -298,10 +300,11 @@ fn open_drives(
         let Some(argument) = slot else { continue };
         let disk = engine.open(&argument.open_options())?;
         let disk = Arc::new(Counted::new(argument.decorated(disk)?, metrics.disk(name)));
-        let config = DriveConfig {
+        let mut config = DriveConfig {
             error_policy: argument.errors,
             ..DriveConfig::new(disk.clone(), index)
         };
+        argument.drive.apply(&mut config);
         *drive = Some(Drive::Disk(disk, config));
     }
     Ok(drives)

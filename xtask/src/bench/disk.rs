@@ -1,4 +1,4 @@
-//! `cargo xtask bench disk`: the engine beside QEMU's, in numbers.
+//! `cargo xtask bench disk`: the disk engine beside qemu-img, in numbers.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

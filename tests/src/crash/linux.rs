@@ -1,0 +1,509 @@
+//! A stock Linux guest on ext4, killed with its VMM: what it acknowledged on its console is there after the next boot.
+//!
+//! The guest's root is the Debian guest's disk, attached read-only, so that it stays the same; it works on a small disk of its own.
+//! The place where guests run stays up, and only spindle and its guest start anew for each kill.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use base64::prelude::{BASE64_STANDARD, Engine};
+use guest_images::{Guest, Image, Store, check_ext4, ext4_from_directory, find_program, run_tool};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::acknowledged::{Acknowledged, Boot};
+use super::guest;
+use super::tally::{Failure, Spread, Tally};
+use crate::run::End;
+use crate::{Happening, Host, StandingHost, check_image, target_folder};
+
+const WORKLOAD: &str = include_str!("linux-workload.sh");
+
+/// Bytes of the file system under test.
+const DISK_BYTES: u64 = 64 << 20;
+
+/// Kills on one disk at most.
+const KILLS_A_DISK: u64 = 25;
+
+/// A guest that says nothing new for so long hangs.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Where the failpoints of a process in the host leave their trace.
+const TRACE: &str = "/dev/shm/spindle-trace";
+
+/// Kills under a Linux guest: which binary, how many, and from which seed.
+pub struct LinuxCampaign<'a> {
+    /// The binary under test, static.
+    pub spindle: &'a Path,
+    /// The names of its failpoints, in their order; empty if it has none.
+    pub failpoints: &'a [&'static str],
+    /// How many processes to kill.
+    pub kills: u64,
+    /// Decides disks, workloads and when to kill, counted in lines of the guest's console.
+    pub seed: u64,
+}
+
+/// Runs a campaign to its end or to its first failure; `progress` is told of each kill.
+///
+/// # Errors
+/// If guests cannot be run at all. What the campaign found is in the tally.
+pub fn run_linux(campaign: &LinuxCampaign<'_>, mut progress: impl FnMut(&Tally)) -> Result<Tally> {
+    let begin = Instant::now();
+    let store = Store::open(&target_folder(), |step| eprintln!("{step}"))?;
+    let guest = Guest::get(&store, Image::Debian)?;
+    let mut host = Host::new(&store, campaign.spindle, Some(&guest))?;
+    host.guest_memory = 256;
+    let folder = tempfile::tempdir()?;
+    let mut random = StdRng::seed_from_u64(campaign.seed);
+    let disks = make_disks(&host, folder.path(), campaign.kills.div_ceil(KILLS_A_DISK), &mut random)?;
+    let mut ward = Ward {
+        host: host.stand()?,
+        folder: folder.path(),
+        failpoints: campaign.failpoints,
+        random,
+        recovery: Vec::new(),
+    };
+    let mut tally = Tally {
+        guest: "linux".to_owned(),
+        seed: campaign.seed,
+        ..Tally::default()
+    };
+    for disk in &disks {
+        let until = campaign.kills.min(tally.kills + KILLS_A_DISK);
+        let mut acknowledged = Acknowledged::default();
+        let lived = ward.live(disk, until, &mut acknowledged, &mut tally, &mut progress);
+        tally.acknowledged += acknowledged.verified;
+        tally.images += 1;
+        if let Err(error) = lived {
+            let what = format!("{error:#}");
+            let place = format!("{} after {} kills", disk.describe, tally.kills);
+            let seed = campaign.seed;
+            tally.failures.push(Failure { seed, place, what });
+            keep(folder.path())?;
+            break;
+        }
+    }
+    ward.host.finish()?;
+    tally.recovery = Spread::of(&ward.recovery);
+    tally.seconds = begin.elapsed().as_secs_f64();
+    Ok(tally)
+}
+
+/// A disk under test.
+struct Disk {
+    /// Its name in the work folder.
+    name: String,
+    /// Its backing file's.
+    backing: Option<String>,
+    options: &'static str,
+    describe: String,
+}
+
+fn make_disks(host: &Host, folder: &Path, count: u64, random: &mut StdRng) -> Result<Vec<Disk>> {
+    let content = folder.join("content");
+    std::fs::create_dir(&content)?;
+    std::fs::write(content.join("workload.sh"), WORKLOAD)?;
+    let raw = folder.join("empty.raw");
+    ext4_from_directory(&content, &raw, DISK_BYTES)?;
+    let power_off = folder.join("power-off.elf");
+    std::fs::write(&power_off, guest::power_off_image()?)?;
+    host.add_file("disks/power-off.elf", &power_off)?;
+    let mut disks = Vec::new();
+    for number in 0..count {
+        let clusters = [4096, 65536, 65536, 512][random.random_range(0..4)];
+        let options = [
+            "discard=unmap",
+            "discard=unmap",
+            "discard=ignore",
+            "discard=unmap,detect-zeroes=unmap",
+        ];
+        let options = options[random.random_range(0..4)];
+        let shape = ["plain", "under a snapshot", "above a backing file"][random.random_range(0..3)];
+        let name = format!("disk-{number}.qcow2");
+        let image = folder.join(&name);
+        let cluster_option = format!("cluster_size={clusters}");
+        let convert = |to: &Path| {
+            let arguments = ["convert", "-f", "raw", "-O", "qcow2", "-o", &cluster_option].map(AsRef::as_ref);
+            run_tool(
+                "qemu-img",
+                arguments.into_iter().chain([raw.as_os_str(), to.as_os_str()]),
+            )
+        };
+        let mut backing = None;
+        if shape == "above a backing file" {
+            let below = format!("below-{number}.qcow2");
+            convert(&folder.join(&below))?;
+            crate::create_overlay(&image, &below)?;
+            host.add_file(&format!("disks/{below}"), &folder.join(&below))?;
+            backing = Some(below);
+        } else {
+            convert(&image)?;
+        }
+        if shape == "under a snapshot" {
+            run_tool(
+                "qemu-img",
+                ["snapshot", "-c", "before"]
+                    .map(AsRef::as_ref)
+                    .into_iter()
+                    .chain([image.as_os_str()]),
+            )?;
+        }
+        host.add_file(&format!("disks/{name}"), &image)?;
+        let describe = format!("disk {number} ({shape}, clusters of {clusters}, {options})");
+        disks.push(Disk {
+            name,
+            backing,
+            options,
+            describe,
+        });
+    }
+    Ok(disks)
+}
+
+/// Where guests live and die.
+struct Ward<'a> {
+    host: StandingHost,
+    folder: &'a Path,
+    failpoints: &'a [&'static str],
+    random: StdRng,
+    recovery: Vec<Duration>,
+}
+
+/// When a process is to be killed.
+enum Plan {
+    /// After so many lines of the guest's account, and this long after that.
+    After { events: usize, delay: Duration },
+    /// By itself, at a failpoint.
+    Failpoint(String),
+    /// Not at all: the guest looks at what is there, and powers off.
+    Look,
+}
+
+impl Ward<'_> {
+    fn live(
+        &mut self,
+        disk: &Disk,
+        until: u64,
+        acknowledged: &mut Acknowledged,
+        tally: &mut Tally,
+        progress: &mut impl FnMut(&Tally),
+    ) -> Result<()> {
+        while tally.kills < until {
+            let plan = self.plan();
+            self.boot(disk, &plan, acknowledged, tally)?;
+            self.recover(disk, tally)?;
+            self.judge(disk)?;
+            tally.checks += 1;
+            progress(tally);
+        }
+        self.boot(disk, &Plan::Look, acknowledged, tally)?;
+        self.judge(disk)?;
+        tally.clean_ends += 1;
+        tally.checks += 1;
+        Ok(())
+    }
+
+    fn plan(&mut self) -> Plan {
+        if !self.failpoints.is_empty() && self.random.random_ratio(2, 5) {
+            let point = self.failpoints[self.random.random_range(0..self.failpoints.len())];
+            let bits = self.random.random_range(0..10);
+            return Plan::Failpoint(format!("{point}:{}", self.random.random_range(1..=1u64 << bits)));
+        }
+        Plan::After {
+            // 0 is before the guest has looked at its disk: it may be replaying its journal.
+            events: self.random.random_range(0..10),
+            delay: Duration::from_millis(self.random.random_range(0..1500)),
+        }
+    }
+
+    fn boot(&mut self, disk: &Disk, plan: &Plan, acknowledged: &mut Acknowledged, tally: &mut Tally) -> Result<()> {
+        self.host
+            .shell(&format!("rm -f {TRACE}; dd if=/dev/zero of={TRACE} bs=2048 count=1"))?;
+        let rounds = if matches!(plan, Plan::Look) { 0 } else { 10_000 };
+        let seed = self.random.random_range(1..1 << 30);
+        let failpoint = if let Plan::Failpoint(failpoint) = plan {
+            Some(failpoint.as_str())
+        } else {
+            None
+        };
+        self.host.launch(&boot_command(disk, seed, rounds, failpoint))?;
+        let mut boot = Boot::default();
+        let mut console = String::new();
+        let end = self.follow(plan, acknowledged, &mut boot, &mut console);
+        let end = end.with_context(|| format!("console:\n{}\n{}", tail(&console), self.host.stderr()))?;
+        if matches!(plan, Plan::Look) {
+            let fine = end.signal.is_none() && boot.worked && end.end == End::Exited(0);
+            ensure!(
+                fine,
+                "the last boot ended with {:?}\nconsole:\n{}\n{}",
+                end.end,
+                tail(&console),
+                self.host.stderr()
+            );
+            return Ok(());
+        }
+        ensure!(
+            end.end == End::Signalled(9),
+            "spindle ended by itself: {:?}\nconsole:\n{}\n{}",
+            end.end,
+            tail(&console),
+            self.host.stderr()
+        );
+        let at_failpoint = end.signal.is_none();
+        tally.kills += 1;
+        *if at_failpoint {
+            &mut tally.failpoint_kills
+        } else {
+            &mut tally.random_kills
+        } += 1;
+        tally.kills_during_open += u64::from(console.is_empty());
+        self.note_place(at_failpoint, tally)
+    }
+
+    /// Follows the guest until it was killed.
+    fn follow(
+        &mut self,
+        plan: &Plan,
+        acknowledged: &mut Acknowledged,
+        boot: &mut Boot,
+        console: &mut String,
+    ) -> Result<Followed> {
+        let mut line = Vec::new();
+        let mut kill_at = None;
+        let mut killed = None;
+        let mut last = Instant::now();
+        // A failpoint that is never passed is no reason to wait for ever.
+        let most = match plan {
+            Plan::After { events, .. } => *events,
+            Plan::Failpoint(_) => 40,
+            Plan::Look => usize::MAX,
+        };
+        loop {
+            if kill_at.is_none() && boot.events >= most && !console.is_empty() {
+                let delay = if let Plan::After { delay, .. } = plan {
+                    *delay
+                } else {
+                    Duration::ZERO
+                };
+                kill_at = Some(Instant::now() + delay);
+            }
+            if kill_at.is_some_and(|at| Instant::now() >= at) && killed.is_none() {
+                self.host.kill()?;
+                killed = Some(9);
+            }
+            let wait = kill_at
+                .filter(|_| killed.is_none())
+                .map_or(Duration::from_secs(5), |at| {
+                    at.saturating_duration_since(Instant::now())
+                });
+            match self.host.next(wait)? {
+                Happening::Console(bytes) => {
+                    last = Instant::now();
+                    console.push_str(&String::from_utf8_lossy(&bytes));
+                    for byte in bytes {
+                        if byte == b'\n' {
+                            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+                            line.clear();
+                            acknowledged
+                                .take(&text, boot)
+                                .map_err(anyhow::Error::msg)
+                                .context("a promise is broken")?;
+                        } else {
+                            line.push(byte);
+                        }
+                    }
+                }
+                Happening::Ended(end) => return Ok(Followed { end, signal: killed }),
+                Happening::Nothing if last.elapsed() > PATIENCE => {
+                    self.host.kill()?;
+                    bail!("the guest has said nothing for {} s", PATIENCE.as_secs());
+                }
+                Happening::Nothing => {}
+            }
+        }
+    }
+
+    /// Opens the disk once more and closes it: that recovers it. Every fifth time that is killed, too.
+    fn recover(&mut self, disk: &Disk, tally: &mut Tally) -> Result<()> {
+        let points: Vec<&str> = self
+            .failpoints
+            .iter()
+            .copied()
+            .filter(|name| is_passed_by_recovery(name))
+            .collect();
+        if !points.is_empty() && self.random.random_ratio(1, 5) {
+            let point = points[self.random.random_range(0..points.len())];
+            let failpoint = format!("{point}:{}", self.random.random_range(1..=3));
+            self.host
+                .shell(&format!("rm -f {TRACE}; dd if=/dev/zero of={TRACE} bs=2048 count=1"))?;
+            if self.power_off(disk, Some(&failpoint), tally)? == End::Signalled(9) {
+                tally.kills += 1;
+                tally.failpoint_kills += 1;
+                tally.kills_during_open += 1;
+                self.note_place(true, tally)?;
+            }
+        }
+        let begin = Instant::now();
+        let end = self.power_off(disk, None, tally)?;
+        self.recovery.push(begin.elapsed());
+        ensure!(
+            end == End::Exited(0),
+            "recovery ended with {end:?}\n{}",
+            self.host.stderr()
+        );
+        Ok(())
+    }
+
+    /// Runs a guest that powers off at once.
+    fn power_off(&mut self, disk: &Disk, failpoint: Option<&str>, tally: &mut Tally) -> Result<End> {
+        let mut command = environment(failpoint);
+        let words = [
+            "./spindle",
+            "--log",
+            "info",
+            "run",
+            "--console",
+            "null",
+            "--memory",
+            "16M",
+            "--kernel",
+        ];
+        command.extend(words.map(str::to_owned));
+        command.extend(["disks/power-off.elf", "--disk"].map(str::to_owned));
+        command.push(format!("disks/{},{}", disk.name, disk.options));
+        self.host.launch(&command)?;
+        let begin = Instant::now();
+        loop {
+            match self.host.next(Duration::from_secs(5))? {
+                Happening::Ended(end) => {
+                    let errors = self.host.stderr();
+                    tally.leaks_reclaimed += logged(&errors, "reclaimed");
+                    tally.slices_recovered += logged(&errors, "slices");
+                    return Ok(end);
+                }
+                _ if begin.elapsed() > PATIENCE => bail!("recovery does not end\n{}", self.host.stderr()),
+                _ => {}
+            }
+        }
+    }
+
+    /// Which point of the write path the killed process passed last.
+    fn note_place(&mut self, at_failpoint: bool, tally: &mut Tally) -> Result<()> {
+        let said = self.host.shell(&format!("od -An -tu1 -N1 {TRACE}"))?;
+        let word = said.trim_matches(['|', ' ']).parse::<usize>().unwrap_or(0);
+        let name = word
+            .checked_sub(1)
+            .and_then(|point| self.failpoints.get(point))
+            .copied()
+            .unwrap_or("start");
+        let kills = tally.points.entry(name.to_owned()).or_default();
+        *if at_failpoint {
+            &mut kills.failpoint
+        } else {
+            &mut kills.random
+        } += 1;
+        Ok(())
+    }
+
+    /// The image has neither corruption nor leaks, and the file system on it is whole once its journal is replayed.
+    fn judge(&mut self, disk: &Disk) -> Result<()> {
+        let image = self.folder.join(&disk.name);
+        self.host.fetch(&format!("disks/{}", disk.name), &image)?;
+        ensure!(disk.backing.as_ref().is_none_or(|name| self.folder.join(name).exists()));
+        check_image(&image, false).context("qemu-img check finds fault with the image")?;
+        let raw = self.folder.join("disk.raw");
+        crate::convert_to_raw(&image, &raw)?;
+        let program = find_program("e2fsck").context("`e2fsck` is not installed; `cargo xtask setup` installs it")?;
+        let preened = Command::new(program)
+            .arg("-p")
+            .arg(&raw)
+            .output()
+            .context("Cannot run e2fsck")?;
+        // e2fsck(8): 1 is "file system errors corrected", which a journal replay with orphans is.
+        let fine = matches!(preened.status.code(), Some(0 | 1));
+        ensure!(fine, "e2fsck -p: {}", String::from_utf8_lossy(&preened.stdout));
+        check_ext4(&raw).context("e2fsck -fn finds fault with the file system")
+    }
+}
+
+/// How a followed process ended.
+struct Followed {
+    end: End,
+    /// The signal that we sent.
+    signal: Option<i32>,
+}
+
+fn environment(failpoint: Option<&str>) -> Vec<String> {
+    let mut command = vec![
+        "env".to_owned(),
+        "NO_COLOR=1".to_owned(),
+        format!("SPINDLE_FAILPOINT_TRACE={TRACE}"),
+    ];
+    command.extend(failpoint.map(|failpoint| format!("SPINDLE_FAILPOINT={failpoint}")));
+    command
+}
+
+fn boot_command(disk: &Disk, seed: u32, rounds: u32, failpoint: Option<&str>) -> Vec<String> {
+    // By its place: the kernel names disks in the order in which it finds them.
+    let script = format!(
+        "mount -o noatime /dev/$(ls /sys/bus/scsi/devices/0:0:0:0/block) /mnt || echo FAILED: mount; SEED={seed} ROUNDS={rounds}; . /mnt/workload.sh"
+    );
+    let append = format!(
+        "console=ttyS0 nokaslr root=hdb ro quiet spindle.exec={}",
+        BASE64_STANDARD.encode(script)
+    );
+    let mut command = environment(failpoint);
+    let (kernel, initrd) = (format!("base/{}", Guest::KERNEL), format!("base/{}", Guest::INITRAMFS));
+    let words = [
+        "./spindle",
+        "run",
+        "--kernel",
+        &kernel,
+        "--initrd",
+        &initrd,
+        "--append",
+        &append,
+    ];
+    command.extend(words.map(str::to_owned));
+    command.push("--disk".to_owned());
+    command.push(format!("disks/{},slot=hda,{}", disk.name, disk.options));
+    command.push("--disk".to_owned());
+    command.push(format!("base/{},slot=hdb,readonly", Guest::DISK));
+    command.extend(["--memory", "256M", "--console", "stdio", "--no-reboot"].map(str::to_owned));
+    command
+}
+
+fn is_passed_by_recovery(name: &str) -> bool {
+    name.starts_with("recover_") || name.starts_with("cache_file_") || name.starts_with("dirty_bit_")
+}
+
+fn logged(errors: &str, name: &str) -> u64 {
+    let values = errors
+        .split_whitespace()
+        .filter_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+    values.filter_map(|value| value.parse::<u64>().ok()).sum()
+}
+
+fn tail(console: &str) -> &str {
+    let start = console.len().saturating_sub(4000);
+    let start = (start..console.len())
+        .find(|at| console.is_char_boundary(*at))
+        .unwrap_or(console.len());
+    &console[start..]
+}
+
+/// Puts the disks of a failure aside.
+fn keep(folder: &Path) -> Result<()> {
+    let aside: PathBuf = target_folder().join("crash-failure-linux");
+    let _ = std::fs::remove_dir_all(&aside);
+    std::fs::create_dir_all(&aside)?;
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            std::fs::copy(entry.path(), aside.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,124 @@
+//! `cargo xtask crash`: spindle killed by SIGKILL, thousands of times.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use disk::failpoint;
+use guest_images::{Guest, Image, NestedHost};
+use system_tests::crash::{BareMetalCampaign, LinuxCampaign, Tally, run_bare_metal, run_linux};
+use system_tests::{HostKind, static_spindle_with_failpoints, target_folder};
+
+use crate::progress::{say, store_with_progress};
+use crate::report;
+use crate::setup::install_missing;
+
+/// Kill spindle in the middle of a guest's work, open the disk again, compare every sector, and go on
+///
+/// First under a bare-metal guest that logs each completed command in memory that outlives the kill, then under a stock Linux on
+/// ext4. Kills come at random moments and at the points of `disk/src/failpoint.rs`. See docs/crash-testing.md.
+#[derive(clap::Args)]
+pub struct Options {
+    /// How many processes to kill under the bare-metal guest
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    kills: u64,
+
+    /// How many under the Linux guest
+    #[arg(long, value_name = "M", default_value_t = 0)]
+    linux_kills: u64,
+
+    /// Decides images, workloads and kills; drawn, and printed, if it is not said
+    #[arg(long, value_name = "S")]
+    seed: Option<u64>,
+
+    /// Write crash.json and the report into this folder
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
+}
+
+/// Runs it; the exit code is 0 if all held.
+pub fn crash(options: &Options) -> Result<ExitCode> {
+    install_missing(HostKind::detect())?;
+    let seed = options.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
+    let (store, progress) = store_with_progress()?;
+    if options.linux_kills > 0 {
+        Guest::get(&store, Image::Debian)?;
+        if HostKind::detect() == HostKind::Nested {
+            NestedHost::get(&store)?;
+        }
+    }
+    say(&progress, "building spindle with failpoints (cargo build --release)");
+    let spindle = static_spindle_with_failpoints()?;
+    progress.finish_and_clear();
+    eprintln!("seed {seed}");
+    let mut tallies = Vec::new();
+    if options.kills > 0 {
+        let campaign = BareMetalCampaign {
+            spindle: &spindle,
+            failpoints: failpoint::NAMES,
+            kills: options.kills,
+            seed,
+            folder: &target_folder().join("crash"),
+        };
+        let mut next = 0;
+        let tally = run_bare_metal(&campaign, |tally| {
+            if tally.kills >= next {
+                next = tally.kills + 250;
+                tell(tally);
+            }
+        });
+        tallies.push(tally.context("The kills under the bare-metal guest cannot go on")?);
+    }
+    if options.linux_kills > 0 {
+        let campaign = LinuxCampaign {
+            spindle: &spindle,
+            failpoints: failpoint::NAMES,
+            kills: options.linux_kills,
+            seed,
+        };
+        tallies.push(run_linux(&campaign, tell).context("The kills under the Linux guest cannot go on")?);
+    }
+    for tally in &tallies {
+        print(tally);
+    }
+    if let Some(folder) = &options.report {
+        report::write(folder, "crash", &tallies)?;
+    }
+    let held = tallies.iter().all(|tally| tally.failures.is_empty());
+    Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn tell(tally: &Tally) {
+    eprintln!(
+        "{}: {} kills ({} at failpoints), {} failures",
+        tally.guest,
+        tally.kills,
+        tally.failpoint_kills,
+        tally.failures.len()
+    );
+}
+
+fn print(tally: &Tally) {
+    println!(
+        "{}: {} kills in {:.0} s ({} at random, {} at failpoints; {} during open); {} images, {} found clean by qemu-img check;",
+        tally.guest,
+        tally.kills,
+        tally.seconds,
+        tally.random_kills,
+        tally.failpoint_kills,
+        tally.kills_during_open,
+        tally.images,
+        tally.checks
+    );
+    println!(
+        "  {} acknowledgements looked for, {} leaked clusters reclaimed; recovery {:.0} ms (99 %: {:.0} ms); failures: {}",
+        tally.acknowledged,
+        tally.leaks_reclaimed,
+        tally.recovery.median,
+        tally.recovery.p99,
+        tally.failures.len()
+    );
+    for failure in &tally.failures {
+        println!("  FAILED, seed {}: {}: {}", failure.seed, failure.place, failure.what);
+    }
+}
