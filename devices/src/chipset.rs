@@ -1,17 +1,22 @@
 //! The machine's devices, built in one place and put on the port bus.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use disk::{Disk, SECTOR_SIZE};
 use vm_memory::GuestMemoryMmap;
 
 use crate::bus::{BusError, PortBus};
-use crate::ide::ata;
-use crate::ide::channel::Channel;
-use crate::ide::controller::{BusMasterObserver, IdeController};
+use crate::clock::{Clock, MonotonicClock};
+use crate::ide::ata::{self, NonVolatile, Setup, Statistics};
+use crate::ide::atapi::{CdRom, Medium};
+use crate::ide::cd_rom_handle::CdRomHandle;
+use crate::ide::channel::{Channel, Lines};
+use crate::ide::controller::{BusMasterObserver, IdeController, IdeOptions, IdeStateError, SavedIde};
 use crate::ide::drive::Drive;
+use crate::ide::error_policy::{ErrorPolicy, StopObserver};
 use crate::ide::identity::{Identity, IdentityError};
-use crate::interrupt::InterruptLine;
+use crate::ide::kernel_ports::DmaWatch;
+use crate::interrupt::{CountingLine, InterruptLine, SharedLine};
 use crate::pci::configuration::{Address, CONFIGURATION_PORTS, ConfigurationPorts, PciFunction};
 use crate::pci::host_bridge::HostBridge;
 use crate::pci::slot;
@@ -33,12 +38,23 @@ pub struct ChipsetConfig {
     pub bus: Arc<PortBus>,
     /// The interrupts of the primary and the secondary IDE channel: GSI 14 and 15.
     pub ide_lines: [Arc<dyn InterruptLine>; 2],
+    /// How the IDE controller is built.
+    pub ide: IdeOptions,
     /// hda, hdb (primary master and slave), hdc, hdd (secondary).
-    pub drives: [Option<DriveConfig>; 4],
+    pub drives: [Option<Plugged>; 4],
     /// COM1.
     pub serial: Arc<Serial>,
     /// Whom power-off and reset requests reach.
     pub power: Arc<dyn PowerControl>,
+}
+
+/// What is plugged into one end of a cable.
+#[derive(Clone)]
+pub enum Plugged {
+    /// A disk drive.
+    Disk(DriveConfig),
+    /// A CD-ROM drive.
+    CdRom(CdRomConfig),
 }
 
 /// An IDE disk drive.
@@ -54,6 +70,15 @@ pub struct DriveConfig {
     pub firmware: String,
     /// World wide name, if the drive has one: 64 bits, of which the highest four are the naming authority.
     pub world_wide_name: Option<u64>,
+    /// Whether it is a CompactFlash card.
+    pub compact_flash: bool,
+    /// What the guest gets to know of requests that the host fails. The default is QEMU's: writes that find no space stop the
+    /// machine, all else is reported.
+    pub error_policy: ErrorPolicy,
+    /// What the drive keeps without power. Whoever builds the machine again after a reset gives the same again.
+    pub non_volatile: Arc<Mutex<NonVolatile>>,
+    /// The drive's clock, for standby timers and SMART.
+    pub clock: Arc<dyn Clock>,
 }
 
 impl DriveConfig {
@@ -65,6 +90,35 @@ impl DriveConfig {
             model: "spindle disk".to_owned(),
             firmware: env!("CARGO_PKG_VERSION").to_owned(),
             world_wide_name: None,
+            compact_flash: false,
+            error_policy: ErrorPolicy::default(),
+            non_volatile: Arc::default(),
+            clock: Arc::new(MonotonicClock::default()),
+        }
+    }
+}
+
+/// An ATAPI CD-ROM drive.
+#[derive(Clone)]
+pub struct CdRomConfig {
+    /// What lies in its tray at first.
+    pub medium: Option<Medium>,
+    /// Serial number, up to 20 printable ASCII characters.
+    pub serial: String,
+    /// Model, up to 40 printable ASCII characters, of which INQUIRY shows 16.
+    pub model: String,
+    /// Firmware revision, up to 8 printable ASCII characters, of which INQUIRY shows 4.
+    pub firmware: String,
+}
+
+impl CdRomConfig {
+    /// A drive for slot `index` (0 is hda).
+    pub fn new(medium: Option<Medium>, index: usize) -> Self {
+        Self {
+            medium,
+            serial: format!("SPCD{:06}", index + 1),
+            model: "spindle CD-ROM".to_owned(),
+            firmware: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
 }
@@ -102,6 +156,7 @@ const MOST_SECTORS: u64 = 1 << 48;
 /// The machine's devices. They live as long as the bus that they are on.
 pub struct Chipset {
     ide: Arc<IdeController>,
+    channels: [Arc<Channel>; 2],
 }
 
 impl Chipset {
@@ -111,6 +166,7 @@ impl Chipset {
             memory,
             bus,
             ide_lines,
+            ide: options,
             drives,
             serial,
             power,
@@ -118,7 +174,10 @@ impl Chipset {
         bus.insert(COM1_PORTS, "COM1", serial)?;
         bus.insert(CMOS_PORTS, "RTC", Arc::new(Rtc::new(&memory)))?;
         insert_legacy_ports(&bus, &power)?;
-        let ide = Arc::new(build_ide(drives, ide_lines, &memory, &bus)?);
+        let present = drives.each_ref().map(Option::is_some);
+        let channels = build_channels(drives, &options, ide_lines, &memory)?;
+        let populated = [present[0] || present[1], present[2] || present[3]];
+        let ide = Arc::new(IdeController::new(channels.clone(), &options, populated, &bus));
         let functions: [(Address, Arc<dyn PciFunction>); 4] = [
             (slot::HOST_BRIDGE, Arc::new(HostBridge::default())),
             (slot::ISA, Arc::new(IsaBridge::default())),
@@ -128,7 +187,7 @@ impl Chipset {
         let configuration = ConfigurationPorts::new(functions, ResetControl::new(power.clone()));
         bus.insert(CONFIGURATION_PORTS, "PCI configuration", Arc::new(configuration))?;
         bus.insert(PM_PORTS, "ACPI", Arc::new(PowerManagement::new(power)))?;
-        Ok(Self { ide })
+        Ok(Self { ide, channels })
     }
 
     /// Calls `observer` now, and again whenever the guest moves the IDE bus master's ports (BAR4): with the first of
@@ -136,6 +195,50 @@ impl Chipset {
     /// than the bus.
     pub fn observe_bus_master(&self, observer: BusMasterObserver) {
         self.ide.observe_bus_master(observer);
+    }
+
+    /// What can be seen of the IDE bus masters without a lock.
+    pub fn dma_watch(&self) -> DmaWatch {
+        self.ide.dma_watch()
+    }
+
+    /// The CD-ROM drive in `slot` (0 is hda), if there is one.
+    pub fn cd_rom(&self, slot: usize) -> Option<CdRomHandle> {
+        CdRomHandle::of(self.channels.get(slot / 2)?, slot % 2)
+    }
+
+    /// Calls `observer` when a drive wants the machine to stop, as its [`ErrorPolicy`] says. Without an observer nobody could let
+    /// it go on, and the guest gets the error instead.
+    pub fn observe_stops(&self, observer: StopObserver) {
+        self.ide.observe_stops(observer);
+    }
+
+    /// The machine goes on: every request that waits for that is made again. Returns how many there were.
+    pub fn resume(&self) -> usize {
+        self.ide.resume()
+    }
+
+    /// The IDE controller with its drives, in mid-command. Requests that are at the disks are part of the state, and are made
+    /// again when it is restored: let the disks finish them first, or throw this machine away with them.
+    pub fn save_ide(&self) -> SavedIde {
+        self.ide.save()
+    }
+
+    /// Takes on a saved state. The chipset is new, has the same drives, and guest memory holds what it held then. After an
+    /// error the chipset is in no state to be used.
+    pub fn restore_ide(&self, saved: SavedIde) -> Result<(), IdeStateError> {
+        self.ide.restore(saved)
+    }
+
+    /// What the disk drives have done: hda to hdd.
+    pub fn statistics(&self) -> [Option<Statistics>; 4] {
+        self.ide.statistics()
+    }
+
+    /// RST#: the IDE controller and its drives are as after power-on, but that a drive is busy until the request that it
+    /// has at its disk is done.
+    pub fn reset_ide(&self) {
+        self.ide.hardware_reset();
     }
 }
 
@@ -155,31 +258,51 @@ fn insert_legacy_ports(bus: &PortBus, power: &Arc<dyn PowerControl>) -> Result<(
     bus.insert(EDGE_LEVEL_PORTS, "ELCR", Arc::new(EdgeLevelControl::default()))
 }
 
-fn build_ide(
-    configs: [Option<DriveConfig>; 4],
+fn build_channels(
+    plugged: [Option<Plugged>; 4],
+    options: &IdeOptions,
     lines: [Arc<dyn InterruptLine>; 2],
     memory: &GuestMemoryMmap,
-    bus: &Arc<PortBus>,
-) -> Result<IdeController, ChipsetError> {
-    let present = configs.each_ref().map(Option::is_some);
+) -> Result<[Arc<Channel>; 2], ChipsetError> {
+    let present = plugged.each_ref().map(Option::is_some);
     let mut drives = [None, None, None, None];
-    for (index, config) in configs.into_iter().enumerate() {
+    for (index, plugged) in plugged.into_iter().enumerate() {
         let accompanied = present[index ^ 1];
-        drives[index] = config
-            .map(|config| build_drive(&config, index, accompanied))
-            .transpose()?;
+        drives[index] = match plugged {
+            None => None,
+            Some(Plugged::Disk(config)) => Some(build_disk(&config, index, accompanied)?),
+            Some(Plugged::CdRom(config)) => Some(build_cd_rom(&config, index, accompanied)?),
+        };
     }
     let [hda, hdb, hdc, hdd] = drives;
-    let [first, second] = lines;
-    let channels = [
-        Channel::new([hda, hdb], first, memory.clone()),
-        Channel::new([hdc, hdd], second, memory.clone()),
-    ];
-    let populated = [present[0] || present[1], present[2] || present[3]];
-    Ok(IdeController::new(channels, populated, bus))
+    let pci = options
+        .pci_line
+        .clone()
+        .unwrap_or_else(|| Arc::new(CountingLine::default()));
+    let [first, second] = SharedLine::split(pci);
+    let [primary, secondary] = lines;
+    let [first, second] = [(primary, first), (secondary, second)].map(|(isa, pci)| Lines { isa, pci });
+    Ok([
+        Channel::new([hda, hdb], ["hda", "hdb"], first, memory.clone()),
+        Channel::new([hdc, hdd], ["hdc", "hdd"], second, memory.clone()),
+    ])
 }
 
-fn build_drive(config: &DriveConfig, index: usize, accompanied: bool) -> Result<Drive, ChipsetError> {
+fn build_cd_rom(config: &CdRomConfig, index: usize, accompanied: bool) -> Result<Drive, ChipsetError> {
+    let slot = SLOTS[index];
+    let identity = Identity::new(
+        &config.serial,
+        &config.model,
+        &config.firmware,
+        None,
+        index % 2 == 1,
+        accompanied,
+    )
+    .map_err(|source| ChipsetError::Identity { slot, source })?;
+    Ok(Drive::CdRom(CdRom::new(identity, config.medium.clone())))
+}
+
+fn build_disk(config: &DriveConfig, index: usize, accompanied: bool) -> Result<Drive, ChipsetError> {
     let slot = SLOTS[index];
     let capacity = config.disk.capacity();
     let sectors = capacity / SECTOR_SIZE;
@@ -195,5 +318,11 @@ fn build_drive(config: &DriveConfig, index: usize, accompanied: bool) -> Result<
         accompanied,
     )
     .map_err(|source| ChipsetError::Identity { slot, source })?;
-    Ok(Drive::Disk(ata::Drive::new(identity, config.disk.clone())))
+    Ok(Drive::Disk(ata::Drive::new(Setup {
+        identity: identity.with_compact_flash(config.compact_flash),
+        disk: config.disk.clone(),
+        non_volatile: config.non_volatile.clone(),
+        error_policy: config.error_policy,
+        clock: config.clock.clone(),
+    })))
 }

@@ -1,6 +1,7 @@
 //! The wire from a device to an interrupt controller.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// An interrupt line. Shared between threads.
 pub trait InterruptLine: Send + Sync {
@@ -39,5 +40,51 @@ impl InterruptLine for CountingLine {
 
     fn lower(&self) {
         self.high.store(false, Ordering::SeqCst);
+    }
+}
+
+/// One of the sources that share a level-triggered line: the line is high while one of them is.
+pub struct SharedLine {
+    line: Arc<dyn InterruptLine>,
+    /// Bit `source` of it is set while that source is high.
+    levels: Arc<Mutex<u8>>,
+    source: u8,
+}
+
+impl SharedLine {
+    /// Two sources of one line.
+    pub fn split(line: Arc<dyn InterruptLine>) -> [Arc<dyn InterruptLine>; 2] {
+        let levels = Arc::new(Mutex::new(0));
+        [0, 1].map(|source| -> Arc<dyn InterruptLine> {
+            Arc::new(Self {
+                line: line.clone(),
+                levels: levels.clone(),
+                source,
+            })
+        })
+    }
+
+    fn set(&self, high: bool) {
+        // The line is driven under the lock, so that two sources cannot overtake each other.
+        let mut levels = self.levels.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = *levels;
+        let bit = 1 << self.source;
+        *levels = if high { before | bit } else { before & !bit };
+        match (before, *levels) {
+            (0, 0) => {}
+            (0, _) => self.line.raise(),
+            (_, 0) => self.line.lower(),
+            _ => {}
+        }
+    }
+}
+
+impl InterruptLine for SharedLine {
+    fn raise(&self) {
+        self.set(true);
+    }
+
+    fn lower(&self) {
+        self.set(false);
     }
 }

@@ -30,6 +30,8 @@
 
 pub mod bus;
 pub mod chipset;
+pub mod clock;
+
 pub mod ide;
 pub mod interrupt;
 pub mod pci;

@@ -190,11 +190,45 @@ impl Buffer {
         })
     }
 
+    /// Some of the bytes, shared with this buffer.
+    ///
+    /// # Panics
+    /// If the range ends beyond the buffer.
+    pub fn part(&self, range: Range<usize>) -> Self {
+        let length = range.len();
+        let segments = self.segments(range).collect();
+        let owner = Owner::Part { _whole: self.clone() };
+        Self {
+            inner: Arc::new(Inner {
+                segments,
+                length,
+                _owner: owner,
+            }),
+        }
+    }
+
     /// Memory of our own with a copy of `bytes`.
     pub fn from_slice(bytes: &[u8]) -> Self {
         let buffer = Self::zeroed(bytes.len());
         buffer.copy_from_slice(0, bytes);
         buffer
+    }
+
+    /// Memory of our own with a copy of a range of this buffer.
+    ///
+    /// # Panics
+    /// If the range ends beyond the buffer.
+    pub(crate) fn duplicate(&self, range: Range<usize>) -> Self {
+        let copy = Self::zeroed(range.len());
+        let mut at = 0;
+        for segment in self.segments(range) {
+            // SAFETY: both lie within memory that its owner keeps alive, and the copy's is new, so they do not overlap.
+            unsafe {
+                std::ptr::copy_nonoverlapping(segment.start, copy.inner.segments[0].start.add(at), segment.length)
+            };
+            at += segment.length;
+        }
+        copy
     }
 
     /// Length in bytes.
@@ -307,6 +341,17 @@ mod tests {
         assert_eq!(found, [3, 4, 5]);
         buffer.zero(1..4);
         assert_eq!(buffer.to_vec(), [1, 0, 0, 0, 5]);
+    }
+
+    #[test]
+    fn a_part_shares_its_bytes_with_the_whole() {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x2000)]).expect("anonymous memory");
+        let whole = Buffer::from_guest(&memory, [(GuestAddress(0x100), 4), (GuestAddress(0x200), 4)]).expect("memory");
+        let part = whole.part(2..7);
+        assert_eq!(part.len(), 5);
+        part.copy_from_slice(0, &[1, 2, 3, 4, 5]);
+        assert_eq!(whole.to_vec(), [0, 0, 1, 2, 3, 4, 5, 0]);
+        assert!(whole.part(3..3).is_empty());
     }
 
     #[test]

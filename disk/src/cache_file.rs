@@ -43,6 +43,7 @@ impl CacheFile {
         // An inode number is used again for another file; its birth is not.
         let born = rustix::fs::statx(image, "", AtFlags::EMPTY_PATH, StatxFlags::BTIME)?.stx_btime;
         let born = (born.tv_sec, born.tv_nsec);
+        let size = crate::storage::file_length(image)?;
         Ok(Some(Self {
             path,
             identity: Identity {
@@ -50,6 +51,9 @@ impl CacheFile {
                 born,
                 boot: boot_id()?,
                 user,
+                size,
+                // What is in the image itself, its format adds.
+                token: None,
             },
         }))
     }
@@ -71,6 +75,11 @@ impl CacheFile {
     /// Whether a process left one behind.
     pub(crate) fn exists(&self) -> bool {
         self.path.symlink_metadata().is_ok()
+    }
+
+    /// What a process left behind is in the image, or of no use.
+    pub(crate) fn discard(&self) {
+        self.remove();
     }
 
     /// What a process left behind, if it is ours.
@@ -135,6 +144,10 @@ impl LastingMemory for CacheFile {
             }
             _ => {}
         }
+    }
+
+    fn new_token(&self) -> Option<[u8; 16]> {
+        Some(rand::random())
     }
 }
 

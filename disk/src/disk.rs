@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 
-use crate::Buffer;
+use crate::{Buffer, Extents};
 
 /// The unit of addressing, in bytes.
 pub const SECTOR_SIZE: u64 = 512;
@@ -15,6 +15,11 @@ pub trait Disk: Send + Sync {
 
     /// Whether writes are refused.
     fn read_only(&self) -> bool;
+
+    /// Whether a range that was discarded reads as zeros until it is written again, whatever its alignment.
+    fn discarded_reads_as_zeros(&self) -> bool {
+        false
+    }
 
     /// Starts `request` and returns at once. Its `done` is called exactly once, later, on the engine's
     /// thread: never from within `submit`, so the caller may hold locks that `done` takes. (After the engine was
@@ -66,6 +71,16 @@ pub enum Command {
         /// How much.
         length: u64,
     },
+    /// Says how this range is stored, without reading it. What completed before is seen; a bounded part of a mapping is looked at,
+    /// so the answer may end before the range does.
+    Map {
+        /// Where on the disk.
+        offset: u64,
+        /// How much.
+        length: u64,
+        /// Where to put the answer.
+        extents: Extents,
+    },
 }
 
 impl Command {
@@ -74,7 +89,9 @@ impl Command {
         match self {
             Command::Read { offset, buffer } | Command::Write { offset, buffer } => (*offset, buffer.len() as u64),
             Command::Flush => (0, 0),
-            Command::Discard { offset, length } | Command::WriteZeroes { offset, length } => (*offset, *length),
+            Command::Discard { offset, length }
+            | Command::WriteZeroes { offset, length }
+            | Command::Map { offset, length, .. } => (*offset, *length),
         }
     }
 

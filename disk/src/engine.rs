@@ -1,22 +1,27 @@
 //! The engine: one thread, one executor, one way down to the host, any number of images.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags};
 
+use crate::direct::DirectRequests;
+use crate::doorbell::Doorbell;
 use crate::image::Image;
 use crate::lock;
 use crate::open::{OpenError, OpenOptions, Opener};
 use crate::options::{CacheMode, DetectZeroes, Discard};
+use crate::readiness::Readiness;
 use crate::storage::{Ring, Storage, ThreadPool};
 use crate::tasks::Tasks;
+use crate::workers::Workers;
 use crate::{Command, Disk, DiskError, Request, ResizeError, Snapshot, SnapshotError};
 
 /// How operations reach the host.
@@ -57,21 +62,34 @@ pub struct CloseError {
     pub cause: DiskError,
 }
 
+/// How many times one [`Engine::poll`] looks for work before others on the same event loop get their turn.
+const MAX_TURNS: usize = 64;
+
 /// The thread-bound half of all disks: it runs their requests whenever it is polled.
+///
+/// An engine that is dropped without [`Engine::close`] drops its requests, waits for what the host is doing for them, and leaves its
+/// images as a killed process does.
 pub struct Engine {
     tasks: Tasks,
-    backend: Backend,
-    event_fd: Arc<OwnedFd>,
-    inbox: Arc<Inbox>,
+    direct: Rc<DirectRequests>,
     images: RefCell<Vec<Rc<OpenImage>>>,
+    backend: Backend,
+    workers: Rc<Workers>,
+    doorbell: Arc<Doorbell>,
+    readiness: Readiness,
+    inbox: Arc<Inbox>,
     /// Of all images and their backing files, by which their locks are given up.
     locked: RefCell<Vec<File>>,
+    /// The host does not take what was started; said once, until it does again.
+    refused: Cell<bool>,
 }
 
 struct OpenImage {
     options: OpenOptions,
     image: Image,
     handle: Arc<Handle>,
+    /// Since when metadata waits to be written back.
+    dirty_since: Cell<Option<Instant>>,
 }
 
 enum Backend {
@@ -83,35 +101,45 @@ enum Backend {
 struct Inbox {
     /// `None` when the engine is closed.
     queue: Mutex<Option<VecDeque<(usize, Request)>>>,
-    event_fd: Arc<OwnedFd>,
+    doorbell: Arc<Doorbell>,
 }
 
 impl Engine {
     /// Sets up an engine on this thread.
     pub fn new(options: EngineOptions) -> Result<Self, EngineError> {
-        let event_fd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-        let event_fd = Arc::new(event_fd.map_err(io::Error::from)?);
+        let doorbell = Arc::new(Doorbell::new()?);
+        let readiness = Readiness::new()?;
+        readiness.add(doorbell.as_fd())?;
         let backend = match options.aio {
-            Aio::IoUring => match Ring::new(event_fd.as_fd()) {
+            Aio::IoUring => match Ring::new() {
                 Ok(ring) => Backend::Uring(ring),
                 Err(error) => {
                     tracing::warn!(%error, "io_uring is not available; using threads");
-                    Backend::Threads(ThreadPool::new(&event_fd)?)
+                    Backend::Threads(ThreadPool::new(&doorbell)?)
                 }
             },
-            Aio::Threads => Backend::Threads(ThreadPool::new(&event_fd)?),
+            Aio::Threads => Backend::Threads(ThreadPool::new(&doorbell)?),
         };
+        if let Backend::Uring(ring) = &backend {
+            ring.with_fd(|fd| readiness.add(fd))?;
+        }
+        let workers = Rc::new(Workers::new(doorbell.clone()));
+        let tasks = Tasks::new(Some(workers.clone()));
         let inbox = Arc::new(Inbox {
             queue: Mutex::new(Some(VecDeque::new())),
-            event_fd: event_fd.clone(),
+            doorbell: doorbell.clone(),
         });
         Ok(Self {
-            tasks: Tasks::default(),
-            backend,
-            event_fd,
-            inbox,
+            direct: DirectRequests::new(tasks.clone()),
+            tasks,
             images: RefCell::default(),
+            backend,
+            workers,
+            doorbell,
+            readiness,
+            inbox,
             locked: RefCell::default(),
+            refused: Cell::new(false),
         })
     }
 
@@ -135,6 +163,7 @@ impl Engine {
             options: options.clone(),
             image,
             handle: handle.clone(),
+            dirty_since: Cell::new(None),
         }));
         Ok(handle)
     }
@@ -191,30 +220,80 @@ impl Engine {
 
     /// Readable when [`Engine::poll`] has something to do.
     pub fn event_fd(&self) -> BorrowedFd<'_> {
-        self.event_fd.as_fd()
+        self.readiness.as_fd()
     }
 
-    /// Runs everything that can go on: new requests, and those whose storage operations completed. Never blocks.
+    /// Runs everything that can go on: new requests, and those whose storage operations completed. Never blocks, and
+    /// returns after a while even if there is more to do; then [`Engine::event_fd`] is still readable.
     pub fn poll(&self) {
-        let mut counter = [0; 8];
-        // Nothing to read is fine: then there is no news.
-        let _ = rustix::io::read(&*self.event_fd, &mut counter);
-        loop {
-            let mut progress = self.take_requests();
-            progress |= self.backend.reap() > 0;
-            progress |= self.tasks.run();
-            if !progress {
-                break;
+        // The order is argued in `doorbell`: first the ring is answered, then everything is looked at; and when nothing was found
+        // everything is looked at once more, with rings allowed again. Completions need no ring: as long as one is there, the
+        // descriptor is readable.
+        self.doorbell.answer();
+        self.write_back_what_is_old();
+        for _ in 0..MAX_TURNS {
+            if self.turn() {
+                continue;
+            }
+            self.set_timer();
+            self.doorbell.doze();
+            if !self.turn() {
+                if self.refused.get() {
+                    self.doorbell.ring();
+                }
+                return;
+            }
+            self.doorbell.answer();
+        }
+        self.set_timer();
+        self.doorbell.doze();
+        self.doorbell.ring();
+    }
+
+    /// Looks at everything once. Returns whether there was anything to do.
+    fn turn(&self) -> bool {
+        let mut progress = self.take_requests();
+        progress |= self.workers.reap() > 0;
+        progress |= self.tasks.run();
+        // Many operations complete within this call, so that it pays to look at once.
+        match self.backend.submit() {
+            Ok(()) => self.refused.set(false),
+            Err(error) => {
+                if !self.refused.replace(true) {
+                    tracing::error!(%error, "the host does not take storage operations; trying on");
+                }
             }
         }
-        if let Err(error) = self.backend.submit() {
-            // The entries stay queued; the next poll tries again.
-            tracing::error!(%error, "io_uring does not take submissions");
+        progress |= self.backend.reap() > 0;
+        progress
+    }
+
+    /// Starts to write back metadata that has been dirty for long enough.
+    fn write_back_what_is_old(&self) {
+        if !self.readiness.timer_rang() {
+            return;
         }
+        let now = Instant::now();
+        for open in &*self.images.borrow() {
+            if open.write_back_is_due().is_some_and(|due| due <= now) {
+                open.dirty_since.set(None);
+                open.image.write_back_by_age();
+            }
+        }
+    }
+
+    /// Sets the timer for the metadata that will be old first; off, if none is dirty.
+    fn set_timer(&self) {
+        let images = self.images.borrow();
+        let due = images.iter().filter_map(|open| {
+            open.notice_dirty();
+            open.write_back_is_due()
+        });
+        self.readiness.set_timer(due.min());
     }
 
     /// Waits for every request, makes everything durable and releases the images. Requests that are submitted
-    /// from now on fail. Blocks.
+    /// from now on are dropped. Blocks.
     pub fn close(self) -> Result<(), CloseError> {
         let last = self.inbox.lock().take();
         self.spawn_requests(last.unwrap_or_default());
@@ -228,11 +307,6 @@ impl Engine {
                 let path = open.options.path.clone();
                 tracing::error!(error = %cause, path = %path.display(), "closing an image failed");
                 result = result.and(Err(CloseError { path, cause }));
-            }
-        }
-        for file in self.locked.take() {
-            if let Err(error) = lock::unlock(&file) {
-                tracing::debug!(%error, "an image stays locked until its file is closed");
             }
         }
         result
@@ -256,14 +330,24 @@ impl Engine {
     }
 
     fn spawn_requests(&self, requests: VecDeque<(usize, Request)>) {
-        for (index, request) in requests {
+        for (index, Request { command, done }) in requests {
             let found = self.images.borrow().get(index).cloned();
-            match found {
-                Some(image) => self.tasks.spawn(async move {
-                    let outcome = image.run(request.command).await;
-                    (request.done)(outcome);
-                }),
-                None => (request.done)(Err(DiskError::Closed)),
+            let Some(open) = found else {
+                done(Err(DiskError::Closed));
+                continue;
+            };
+            if let Err(error) = command.check(open.image.capacity(), open.options.read_only) {
+                done(Err(error));
+                continue;
+            }
+            let command = open.zeroes_detected(command);
+            let started = if open.is_written_through(&command) {
+                Err((command, done as _))
+            } else {
+                self.direct.start(&open.image, command, done)
+            };
+            if let Err((command, tell)) = started {
+                self.tasks.spawn(async move { tell(open.run(command).await) });
             }
         }
     }
@@ -271,7 +355,7 @@ impl Engine {
     /// Runs until no task is left.
     fn drain(&self) {
         self.poll();
-        while self.tasks.live() > 0 {
+        while self.tasks.live() > 0 || self.direct.len() > 0 {
             self.wait();
             self.poll();
         }
@@ -296,28 +380,63 @@ impl Engine {
 
     /// Blocks until there may be something to do.
     fn wait(&self) {
-        let mut fds = [PollFd::new(&*self.event_fd, PollFlags::IN)];
+        let mut fds = [PollFd::new(&self.readiness, PollFlags::IN)];
         // Interrupted is as good as woken: the caller looks again.
         let _ = rustix::event::poll(&mut fds, None);
     }
 }
 
+impl Drop for Engine {
+    /// Nothing stays behind: no request, no file, no memory that the kernel may still write to.
+    fn drop(&mut self) {
+        // What is dropped here may hold anything of its owner's, so not under the lock.
+        let unseen = self.inbox.lock().take();
+        drop(unseen);
+        self.tasks.abandon();
+        // Requests that are in flight hold on to the image, and the image to the storage that they are in flight on.
+        self.backend.quiesce();
+        for file in self.locked.take() {
+            if let Err(error) = lock::unlock(&file) {
+                tracing::debug!(%error, "an image stays locked until its file is closed");
+            }
+        }
+    }
+}
+
 impl OpenImage {
-    /// Runs a guest's command as the image's options say.
+    /// Runs a guest's command, whose range was checked, as the image's options say.
     async fn run(&self, command: Command) -> Result<(), DiskError> {
-        command.check(self.image.capacity(), self.options.read_only)?;
         match &command {
             Command::Flush if self.options.cache == CacheMode::Unsafe => return Ok(()),
             Command::Discard { .. } if self.options.discard == Discard::Ignore => return Ok(()),
             _ => {}
         }
-        let write_through = self.options.cache.is_write_through() && command.modifies();
-        self.image.execute(self.zeroes_detected(command)).await?;
+        let write_through = self.is_written_through(&command);
+        self.image.execute(command).await?;
         if write_through {
             self.image.execute(Command::Flush).await
         } else {
             Ok(())
         }
+    }
+
+    /// Whether the command is complete only when it is durable.
+    fn is_written_through(&self, command: &Command) -> bool {
+        self.options.cache.is_write_through() && command.modifies()
+    }
+
+    /// Takes note of when metadata became dirty, or that none is.
+    fn notice_dirty(&self) {
+        if !self.image.has_unsaved_changes() {
+            self.dirty_since.set(None);
+        } else if self.dirty_since.get().is_none() {
+            self.dirty_since.set(Some(Instant::now()));
+        }
+    }
+
+    /// When dirty metadata is to be written back by itself.
+    fn write_back_is_due(&self) -> Option<Instant> {
+        self.dirty_since.get()?.checked_add(self.options.write_back_after)
     }
 
     fn zeroes_detected(&self, command: Command) -> Command {
@@ -356,6 +475,13 @@ impl Backend {
             Backend::Threads(_) => Ok(()),
         }
     }
+
+    fn quiesce(&self) {
+        match self {
+            Backend::Uring(ring) => ring.quiesce(),
+            Backend::Threads(pool) => pool.quiesce(),
+        }
+    }
 }
 
 /// The handle of one image.
@@ -382,14 +508,16 @@ impl Disk for Handle {
 
 impl Inbox {
     fn push(&self, index: usize, request: Request) {
-        let Some(queue) = &mut *self.lock() else {
+        let mut queue = self.lock();
+        let Some(waiting) = &mut *queue else {
+            drop(queue);
             // Nobody is left to call `done` later; dropping it tells its owner as much as there is to know.
             tracing::warn!("a request came after its disk was closed");
             return;
         };
-        queue.push_back((index, request));
-        // An eventfd whose counter is full is readable already.
-        let _ = rustix::io::write(&*self.event_fd, &1u64.to_ne_bytes());
+        waiting.push_back((index, request));
+        drop(queue);
+        self.doorbell.ring();
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<VecDeque<(usize, Request)>>> {

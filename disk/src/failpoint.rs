@@ -168,7 +168,8 @@ mod armed {
     /// If one is set to what cannot be done: a test that kills nothing must not pass.
     fn from_environment() -> Option<Armed> {
         let fatal = env::var("SPINDLE_FAILPOINT").ok().map(|text| {
-            parse(&text).unwrap_or_else(|| panic!("SPINDLE_FAILPOINT={text}: allowed is NAME:N with a name of {NAMES:?}"))
+            parse(&text)
+                .unwrap_or_else(|| panic!("SPINDLE_FAILPOINT={text}: allowed is NAME:N with a name of {NAMES:?}"))
         });
         let trace = env::var_os("SPINDLE_FAILPOINT_TRACE").map(|path| {
             File::options()

@@ -1,9 +1,12 @@
 //! An image of any format, as the engine and an overlay see it.
 
 use std::future::Future;
+use std::ops::Range;
 use std::pin::Pin;
 use std::rc::Rc;
 
+use crate::block_status::BlockMap;
+use crate::direct::Plan;
 use crate::qcow2::Qcow2;
 use crate::raw::Raw;
 use crate::storage::Piece;
@@ -44,9 +47,61 @@ impl Image {
         })
     }
 
+    /// What it takes to run a command, whose range has been checked, at this moment.
+    pub(crate) fn plan(&self, command: &Command) -> Plan {
+        match self {
+            Image::Raw(image) => image.plan(command),
+            Image::Qcow2(image) => image.plan(command),
+        }
+    }
+
+    /// Whether metadata was changed since the last attempt to write it back.
+    pub(crate) fn has_unsaved_changes(&self) -> bool {
+        match self {
+            Image::Raw(_) => false,
+            Image::Qcow2(image) => image.has_unsaved_changes(),
+        }
+    }
+
+    /// Starts to write back metadata that has been dirty for a while.
+    pub(crate) fn write_back_by_age(&self) {
+        match self {
+            Image::Raw(_) => {}
+            Image::Qcow2(image) => image.write_back_by_age(),
+        }
+    }
+
+    /// Adds to `map`, which ends where `range` begins, how these bytes are stored. Boxed, as [`Image::read`] is.
+    pub(crate) fn map<'a>(
+        &'a self,
+        range: Range<u64>,
+        depth: u32,
+        map: &'a mut BlockMap,
+    ) -> Pin<Box<dyn Future<Output = Result<(), DiskError>> + 'a>> {
+        Box::pin(async move {
+            match self {
+                Image::Raw(image) => image.map(range, depth, map),
+                Image::Qcow2(image) => image.map(range, depth, map).await,
+            }
+        })
+    }
+
     /// Runs one command, whose range has been checked.
     pub(crate) async fn execute(&self, command: Command) -> Result<(), DiskError> {
         match (self, command) {
+            (
+                _,
+                Command::Map {
+                    offset,
+                    length,
+                    extents,
+                },
+            ) => {
+                let mut map = BlockMap::from(offset);
+                self.map(offset..offset + length, 0, &mut map).await?;
+                extents.put(map.finish());
+                Ok(())
+            }
             (Image::Qcow2(image), Command::Read { offset, buffer }) => image.read(offset, Piece::whole(buffer)).await,
             (Image::Qcow2(image), Command::Write { offset, buffer }) => image.write(offset, Piece::whole(buffer)).await,
             (Image::Qcow2(image), Command::Flush) => image.flush().await,

@@ -50,23 +50,27 @@ impl InFlight {
         self.enter(clusters, Access::Use).await
     }
 
+    /// Like [`InFlight::use_mapping`], for who would rather do something else than wait.
+    pub(crate) fn try_use_mapping(self: &Rc<Self>, clusters: Range<u64>) -> Option<InFlightGuard> {
+        let mut entries = self.entries.borrow_mut();
+        if !entries.may_run(entries.next_id, &clusters, Access::Use) {
+            return None;
+        }
+        let id = entries.add(clusters, Access::Use);
+        drop(entries);
+        Some(InFlightGuard {
+            owner: self.clone(),
+            id,
+        })
+    }
+
     /// Waits until nobody uses or changes the mapping of these clusters, and keeps it so.
     pub(crate) async fn change_mapping(self: &Rc<Self>, clusters: Range<u64>) -> InFlightGuard {
         self.enter(clusters, Access::Change).await
     }
 
     async fn enter(self: &Rc<Self>, range: Range<u64>, access: Access) -> InFlightGuard {
-        let id = {
-            let mut entries = self.entries.borrow_mut();
-            let id = entries.next_id;
-            entries.next_id += 1;
-            entries.live.push(Entry {
-                id,
-                range: range.clone(),
-                access,
-            });
-            id
-        };
+        let id = self.entries.borrow_mut().add(range.clone(), access);
         let guard = InFlightGuard {
             owner: self.clone(),
             id,
@@ -79,6 +83,13 @@ impl InFlight {
 }
 
 impl Entries {
+    fn add(&mut self, range: Range<u64>, access: Access) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.live.push(Entry { id, range, access });
+        id
+    }
+
     /// Whether none of those that came earlier stands in the way.
     fn may_run(&self, id: u64, range: &Range<u64>, access: Access) -> bool {
         self.live.iter().take_while(|earlier| earlier.id != id).all(|earlier| {

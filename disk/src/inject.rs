@@ -210,6 +210,10 @@ impl Disk for InjectingDisk {
         self.disk.read_only()
     }
 
+    fn discarded_reads_as_zeros(&self) -> bool {
+        self.disk.discarded_reads_as_zeros()
+    }
+
     fn submit(&self, request: Request) {
         let (failure, delay) = self.verdict(&request.command);
         let Some(errno) = failure else {

@@ -25,10 +25,14 @@
 //!
 //! This crate knows nothing of KVM or of IDE.
 
+mod at_rest;
+mod block_status;
 mod buffer;
 mod cache_file;
 mod delay;
+mod direct;
 mod disk;
+mod doorbell;
 mod engine;
 #[doc(hidden)]
 pub mod failpoint;
@@ -43,12 +47,17 @@ mod open;
 mod options;
 mod qcow2;
 mod raw;
+mod readiness;
 pub mod simulation;
 mod storage;
+pub mod stream;
 mod tasks;
 mod throttle;
 mod wait;
+mod workers;
 
+pub use at_rest::{ImageAtRest, MapEntry, NewImage, NewImageError, Place, RestOptions, is_zero};
+pub use block_status::{Extent, ExtentKind, Extents};
 pub use buffer::{Buffer, BufferError};
 pub use cache_file::CacheFileError;
 pub use disk::{Command, Corruption, Disk, DiskError, Done, Request, SECTOR_SIZE};
@@ -57,10 +66,15 @@ pub use inject::{InjectingDisk, Injection, InjectionError};
 pub use lock::LockError;
 pub use memory_disk::MemoryDisk;
 pub use open::{Format, OpenCause, OpenError, OpenOptions};
-pub use options::{CacheMode, DetectZeroes, Discard, OptionError};
+pub use options::{CacheMode, CacheSize, CacheSizeError, DetectZeroes, Discard, OptionError};
 pub use qcow2::cache_memory::CacheError;
+pub use qcow2::check::Usage;
+pub use qcow2::compress::compress_cluster;
 pub use qcow2::create::CreateOptions;
-pub use qcow2::header::{BackingReference, HeaderError};
+pub use qcow2::findings::Damage;
+pub use qcow2::header::{BackingReference, Compression, Header, HeaderError};
+pub use qcow2::measure::{Measure, measure};
+pub use qcow2::repair::{CheckError, CheckReport, RepairMode, check_image, repair_image};
 pub use qcow2::resize::ResizeError;
 pub use qcow2::snapshot::{Snapshot, SnapshotError};
 pub use throttle::{Limit, LimitError, Limits, ThrottledDisk};

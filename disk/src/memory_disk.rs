@@ -1,14 +1,14 @@
 //! A disk in memory: for tests of front ends, and the oracle that other disks are compared with.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::{Command, Disk, DiskError, Request};
+use crate::block_status::{BlockMap, ExtentKind};
+use crate::{Command, Disk, DiskError, Request, SECTOR_SIZE};
 
 /// A disk in memory. Requests wait until [`MemoryDisk::run`] completes them, so that a test
 /// decides what the front end does in the meantime.
 pub struct MemoryDisk {
-    capacity: u64,
     read_only: bool,
     state: Mutex<State>,
 }
@@ -18,6 +18,8 @@ struct State {
     waiting: VecDeque<Request>,
     /// Errors for the next requests, in order.
     faults: VecDeque<DiskError>,
+    /// Sectors that the host cannot read, and the error number that it gives.
+    bad: BTreeMap<u64, i32>,
     flushes: usize,
 }
 
@@ -28,11 +30,10 @@ impl MemoryDisk {
             bytes,
             waiting: VecDeque::new(),
             faults: VecDeque::new(),
+            bad: BTreeMap::new(),
             flushes: 0,
         };
-        let capacity = state.bytes.len() as u64;
         Self {
-            capacity,
             read_only,
             state: Mutex::new(state),
         }
@@ -62,7 +63,8 @@ impl MemoryDisk {
             Some(error) => Err(error),
             None => request
                 .command
-                .check(self.capacity, self.read_only)
+                .check(state.bytes.len() as u64, self.read_only)
+                .and_then(|()| state.check_readable(&request.command))
                 .map(|()| state.execute(&request.command)),
         };
         drop(state);
@@ -73,6 +75,16 @@ impl MemoryDisk {
     /// Makes the next request that is completed (after those already told to) fail with `error`.
     pub fn fail_next(&self, error: DiskError) {
         self.lock().faults.push_back(error);
+    }
+
+    /// Makes reads of this sector fail with the error number `errno`, until it is written.
+    pub fn spoil(&self, sector: u64, errno: i32) {
+        self.lock().bad.insert(sector, errno);
+    }
+
+    /// Sets the size in bytes, as a resize does: what is cut off is lost, what is added is zero.
+    pub fn resize(&self, capacity: usize) {
+        self.lock().bytes.resize(capacity, 0);
     }
 
     /// How many flushes completed.
@@ -91,6 +103,23 @@ impl MemoryDisk {
 }
 
 impl State {
+    fn check_readable(&mut self, command: &Command) -> Result<(), DiskError> {
+        let (offset, length) = command.range();
+        let sectors = offset / SECTOR_SIZE..(offset + length) / SECTOR_SIZE;
+        if matches!(command, Command::Write { .. }) {
+            self.bad.retain(|sector, _| !sectors.contains(sector));
+            return Ok(());
+        }
+        match self.bad.range(sectors).next() {
+            Some((sector, errno)) if matches!(command, Command::Read { .. }) => Err(DiskError::Io {
+                operation: "read",
+                offset: sector * SECTOR_SIZE,
+                error: std::io::Error::from_raw_os_error(*errno),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     fn execute(&mut self, command: &Command) {
         let (offset, length) = command.range();
         let range = offset as usize..(offset + length) as usize;
@@ -99,17 +128,26 @@ impl State {
             Command::Write { buffer, .. } => buffer.copy_to_slice(0, &mut self.bytes[range]),
             Command::Flush => self.flushes += 1,
             Command::Discard { .. } | Command::WriteZeroes { .. } => self.bytes[range].fill(0),
+            Command::Map { extents, .. } => {
+                let mut map = BlockMap::from(offset);
+                map.push(length, ExtentKind::Data, 0, Some(offset));
+                extents.put(map.finish());
+            }
         }
     }
 }
 
 impl Disk for MemoryDisk {
     fn capacity(&self) -> u64 {
-        self.capacity
+        self.lock().bytes.len() as u64
     }
 
     fn read_only(&self) -> bool {
         self.read_only
+    }
+
+    fn discarded_reads_as_zeros(&self) -> bool {
+        true
     }
 
     fn submit(&self, request: Request) {

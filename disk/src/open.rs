@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, OFlags, StatxFlags};
 
@@ -14,7 +15,7 @@ use crate::cache_file::{CacheFile, CacheFileError};
 use crate::disk::Corruption;
 use crate::image::Image;
 use crate::lock::{self, LockError};
-use crate::options::{CacheMode, DetectZeroes, Discard};
+use crate::options::{CacheMode, CacheSize, DetectZeroes, Discard};
 use crate::qcow2::cache_memory::{CacheError, Identity};
 use crate::qcow2::header::{BackingReference, Header, HeaderError, MAGIC, MAX_LENGTH};
 use crate::qcow2::{self, CachePlan, Opening};
@@ -22,8 +23,11 @@ use crate::raw::Raw;
 use crate::storage::{AlignedStorage, ImageFile, Storage, file_length};
 use crate::tasks::Tasks;
 
+/// How long dirty metadata waits by default; as long as ext4's.
+const WRITE_BACK_AFTER: Duration = Duration::from_secs(5);
+
 /// The longest chain of backing files.
-const MAX_CHAIN: usize = 64;
+pub(crate) const MAX_CHAIN: usize = 64;
 
 /// The format of an image. It is always said, never guessed: a guest could write another format's header into a raw disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +53,10 @@ pub struct OpenOptions {
     pub discard: Discard,
     /// Whether writes of zeros are stored as such.
     pub detect_zeroes: DetectZeroes,
+    /// The size of the metadata cache. By default as much as the image can use, and at most what 256 GiB with clusters of 64 KiB need.
+    pub cache_size: Option<CacheSize>,
+    /// How long dirty metadata may wait for a flush before it is written back by itself.
+    pub write_back_after: Duration,
     /// The id or name of an internal snapshot to read in place of what the disk holds now; only with `read_only`.
     pub snapshot: Option<String>,
 }
@@ -63,6 +71,8 @@ impl OpenOptions {
             cache: CacheMode::default(),
             discard: Discard::default(),
             detect_zeroes: DetectZeroes::default(),
+            cache_size: None,
+            write_back_after: WRITE_BACK_AFTER,
             snapshot: None,
         }
     }
@@ -121,6 +131,17 @@ pub enum OpenCause {
     /// The metadata that a killed process left behind is damaged, or not this image's.
     #[error("The metadata that a killed process left behind cannot be used: {0}")]
     Cache(CacheError),
+    /// There is a file with metadata that a killed process left behind, and it is damaged, or not this image's.
+    #[error(
+        "{} holds metadata that a killed process left behind, but {reason}. \
+         If the image was replaced or restored since, remove that file; what the process wrote last is lost with it", path.display()
+    )]
+    ForeignCache {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: CacheError,
+    },
     /// The file with the metadata that a killed process left behind cannot be used.
     #[error("{0}")]
     CacheFile(CacheFileError),
@@ -278,7 +299,9 @@ fn direct_alignment(file: &File) -> Result<u64, OpenCause> {
 fn plan_cache(file: &File, header: &Header, options: &OpenOptions) -> Result<CachePlan, OpenCause> {
     let path = options.path.display();
     let private = CachePlan {
-        bytes: qcow2::DEFAULT_CACHE_BYTES,
+        bytes: options
+            .cache_size
+            .map_or_else(|| qcow2::default_cache_bytes(header), |size| size.bytes() as usize),
         identity: Identity::default(),
         left_behind: None,
         lasting: None,
@@ -305,6 +328,12 @@ fn plan_cache(file: &File, header: &Header, options: &OpenOptions) -> Result<Cac
         }
     };
     let identity = cache_file.identity();
+    if let Some(bytes) = &left_behind
+        && let Err(reason) = qcow2::check_left_behind(bytes, identity, header)
+    {
+        let path = cache_file.path().to_owned();
+        return Err(OpenCause::ForeignCache { path, reason });
+    }
     Ok(CachePlan {
         identity,
         left_behind,
@@ -335,7 +364,7 @@ fn open_file(options: &OpenOptions, above: &mut Vec<(u64, u64)>) -> Result<File,
     Ok(file)
 }
 
-fn read_header(file: &File) -> Result<Header, OpenCause> {
+pub(crate) fn read_header(file: &File) -> Result<Header, OpenCause> {
     let mut bytes = vec![0; MAX_LENGTH];
     let mut length = 0;
     while length < bytes.len() {
@@ -350,7 +379,7 @@ fn read_header(file: &File) -> Result<Header, OpenCause> {
 }
 
 /// Where a backing file is, and its format. It is used as the image above it is.
-fn backing_options(above: &OpenOptions, reference: &BackingReference) -> Result<OpenOptions, OpenCause> {
+pub(crate) fn backing_options(above: &OpenOptions, reference: &BackingReference) -> Result<OpenOptions, OpenCause> {
     let name = reference.name.strip_prefix("file:").unwrap_or(&reference.name);
     if name.starts_with("json:") || name.contains("://") {
         return Err(OpenCause::BackingName(name.to_owned()));

@@ -55,6 +55,66 @@ pub enum DetectZeroes {
     Unmap,
 }
 
+/// The size of the metadata cache of one image, in bytes: L2 slices, refcount blocks and the tables above them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheSize(u64);
+
+impl CacheSize {
+    /// With less, requests would wait for each other's slices.
+    pub const MIN: u64 = 256 << 10;
+    /// What a killed process leaves is read in one piece.
+    pub const MAX: u64 = 2 << 30;
+
+    /// A size from [`CacheSize::MIN`] to [`CacheSize::MAX`].
+    pub fn new(bytes: u64) -> Result<Self, CacheSizeError> {
+        if (Self::MIN..=Self::MAX).contains(&bytes) {
+            Ok(Self(bytes))
+        } else {
+            Err(CacheSizeError(bytes.to_string()))
+        }
+    }
+
+    /// In bytes.
+    pub fn bytes(self) -> u64 {
+        self.0
+    }
+}
+
+/// Not the size of a metadata cache.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("cache-size={0} is not a size; say a number of bytes from 256K to 2G (K, M and G are powers of 1024)")]
+pub struct CacheSizeError(String);
+
+impl FromStr for CacheSize {
+    type Err = CacheSizeError;
+
+    /// A number of bytes, with a suffix as QEMU's sizes have.
+    fn from_str(text: &str) -> Result<Self, CacheSizeError> {
+        let refuse = || CacheSizeError(text.to_owned());
+        let digits = text.trim_end_matches(|last: char| last.is_ascii_alphabetic());
+        let shift = match &text[digits.len()..] {
+            "" | "b" | "B" => 0,
+            "k" | "K" => 10,
+            "m" | "M" => 20,
+            "g" | "G" => 30,
+            _ => return Err(refuse()),
+        };
+        let number: u64 = digits.parse().map_err(|_| refuse())?;
+        let bytes = number.checked_mul(1 << shift).ok_or_else(refuse)?;
+        Self::new(bytes).map_err(|_| refuse())
+    }
+}
+
+impl fmt::Display for CacheSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            bytes if bytes.is_multiple_of(1 << 20) => write!(f, "{}M", bytes >> 20),
+            bytes if bytes.is_multiple_of(1 << 10) => write!(f, "{}K", bytes >> 10),
+            bytes => write!(f, "{bytes}"),
+        }
+    }
+}
+
 /// A word that is none of an option's values.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{option}={found} is not known; say {}", values.join(", "))]
@@ -97,6 +157,38 @@ words!(DetectZeroes, "detect-zeroes", "off" => Off, "on" => On, "unmap" => Unmap
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cache_size_has_a_suffix_and_limits() {
+        for (text, bytes) in [
+            ("256K", 256 << 10),
+            ("36M", 36 << 20),
+            ("2G", 2 << 30),
+            ("1048576", 1 << 20),
+        ] {
+            let size: CacheSize = text.parse().expect(text);
+            assert_eq!(size.bytes(), bytes);
+            assert_eq!(size.to_string().parse(), Ok(size));
+        }
+        for text in [
+            "",
+            "M",
+            "255K",
+            "2049M",
+            "-1M",
+            "1.5M",
+            "1T",
+            "1MiB",
+            "99999999999999G",
+            "0",
+        ] {
+            let error = text.parse::<CacheSize>().expect_err(text).to_string();
+            assert!(
+                error.starts_with(&format!("cache-size={text} is not a size; say ")),
+                "{error}"
+            );
+        }
+    }
 
     #[test]
     fn options_are_said_with_qemus_words() {

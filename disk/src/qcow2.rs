@@ -6,23 +6,33 @@
 
 mod cache;
 pub(crate) mod cache_memory;
+pub(crate) mod check;
+pub(crate) mod compress;
 mod compressed;
+mod counts;
 pub(crate) mod create;
 mod discard;
-mod entry;
+pub(crate) mod entry;
+pub(crate) mod findings;
 pub(crate) mod header;
+pub(crate) mod layer;
+mod map;
+mod mapped;
 mod mapping;
+pub(crate) mod measure;
 mod open;
 mod order;
 mod overlap;
 mod read;
 mod recover;
-mod refcount;
+pub(crate) mod refcount;
 mod references;
+pub(crate) mod repair;
 pub(crate) mod resize;
 pub(crate) mod snapshot;
 mod snapshot_table;
 mod switch;
+mod token;
 mod tree;
 mod write;
 mod write_back;
@@ -46,7 +56,7 @@ use refcount::Refcounts;
 use snapshot_table::SnapshotRecord;
 use write_back::WriteBack;
 
-pub(crate) use open::{CachePlan, DEFAULT_CACHE_BYTES, Opening, open};
+pub(crate) use open::{CachePlan, Opening, check_left_behind, default_cache_bytes, open};
 
 /// An open qcow2 image.
 pub(crate) struct Qcow2 {

@@ -20,10 +20,10 @@ use std::task::{Context, Poll, Waker};
 use rustix::fs::FallocateFlags;
 use smallvec::SmallVec;
 
-use crate::{Buffer, DiskError};
+use crate::{Buffer, DiskError, SECTOR_SIZE};
 
 pub(crate) use aligned::AlignedStorage;
-pub use simulated::{CrashModel, SimulatedDisk};
+pub use simulated::{CrashModel, CrashPoint, FaultKind, Platter, SimulatedDisk};
 pub(crate) use threads::ThreadPool;
 pub(crate) use uring::Ring;
 
@@ -90,6 +90,16 @@ impl Operation {
         }
     }
 
+    /// The memory, as the kernel wants it named.
+    fn segments(&self) -> impl Iterator<Item = libc::iovec> + '_ {
+        let pieces: &[Piece] = match self {
+            Operation::Read { pieces, .. } | Operation::Write { pieces, .. } => pieces,
+            Operation::Sync | Operation::PunchHole { .. } => &[],
+        };
+        pieces.iter().flat_map(|piece| piece.buffer.iovecs(piece.range.clone()))
+    }
+
+    /// Where in the file, in bytes.
     pub(crate) fn offset(&self) -> u64 {
         match self {
             Operation::Read { offset, .. } | Operation::Write { offset, .. } | Operation::PunchHole { offset, .. } => {
@@ -100,6 +110,15 @@ impl Operation {
     }
 }
 
+/// A run of a file's bytes that are all stored, or all not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// They are not stored, and read as zeros.
+    pub is_hole: bool,
+    /// How many bytes.
+    pub length: u64,
+}
+
 /// A file below a format. Lives on the engine's thread.
 pub trait Storage {
     /// Starts `operation`; `ticket` is completed later, never from within this call.
@@ -107,6 +126,9 @@ pub trait Storage {
 
     /// The length of the file in bytes.
     fn length(&self) -> io::Result<u64>;
+
+    /// Whether the bytes from `offset` on are stored or a hole, and how far that goes, at most `length` bytes and at least one.
+    fn run(&self, offset: u64, length: u64) -> io::Result<Run>;
 
     /// Whether bytes that were never written, and those beyond the end, read as zeros (a regular file, not a block device).
     fn fresh_reads_zero(&self) -> bool;
@@ -119,14 +141,39 @@ struct Outcome {
 }
 
 /// The storage's end of an operation in flight.
-pub struct Ticket(Rc<Outcome>);
+pub struct Ticket(Receiver);
+
+/// Who is told that an operation is done.
+enum Receiver {
+    /// A task that waits for it.
+    Task(Rc<Outcome>),
+    /// A request that is nothing but this operation: the one with this number.
+    Request(Rc<dyn Completion>, usize),
+}
+
+/// Keeps requests that are not tasks.
+pub(crate) trait Completion {
+    /// The operation of request `id` is done: the number of bytes transferred, or the error.
+    fn complete(&self, id: usize, result: io::Result<usize>);
+}
 
 impl Ticket {
+    /// Of an operation that is the whole of a request.
+    pub(crate) fn of_request(requests: Rc<dyn Completion>, id: usize) -> Self {
+        Self(Receiver::Request(requests, id))
+    }
+
     /// Reports the number of bytes transferred, or the error.
     pub fn complete(self, result: io::Result<usize>) {
-        self.0.result.set(Some(result));
-        if let Some(waker) = self.0.waker.borrow_mut().take() {
-            waker.wake();
+        match self.0 {
+            Receiver::Task(outcome) => {
+                outcome.result.set(Some(result));
+                let waker = outcome.waker.borrow_mut().take();
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+            }
+            Receiver::Request(requests, id) => requests.complete(id, result),
         }
     }
 }
@@ -137,7 +184,7 @@ struct Pending(Rc<Outcome>);
 impl Pending {
     fn start(storage: &dyn Storage, operation: Operation) -> Self {
         let outcome = Rc::new(Outcome::default());
-        storage.start(operation, Ticket(outcome.clone()));
+        storage.start(operation, Ticket(Receiver::Task(outcome.clone())));
         Self(outcome)
     }
 
@@ -208,9 +255,24 @@ impl ImageFile {
         self.storage.length().map_err(failed)
     }
 
+    /// Whether the bytes from `offset` on are stored or a hole, and how far that goes, at most `length` bytes.
+    pub fn run(&self, offset: u64, length: u64) -> Result<Run, DiskError> {
+        let failed = |error| DiskError::Io {
+            operation: "seek to data",
+            offset,
+            error,
+        };
+        self.storage.run(offset, length).map_err(failed)
+    }
+
     /// Whether bytes that were never written read as zeros.
     pub fn fresh_reads_zero(&self) -> bool {
         self.storage.fresh_reads_zero()
+    }
+
+    /// Starts an operation whose completion `ticket` takes; what a short transfer leaves over is the receiver's business.
+    pub(crate) fn start(&self, operation: Operation, ticket: Ticket) {
+        self.storage.start(operation, ticket);
     }
 
     fn transfer(&self, operation: Operation) -> Transfer {
@@ -306,15 +368,7 @@ const MAX_SEGMENTS: usize = 1024;
 type Segments = SmallVec<[libc::iovec; 4]>;
 
 fn segments(operation: &Operation) -> Segments {
-    let pieces: &[Piece] = match operation {
-        Operation::Read { pieces, .. } | Operation::Write { pieces, .. } => pieces,
-        Operation::Sync | Operation::PunchHole { .. } => &[],
-    };
-    pieces
-        .iter()
-        .flat_map(|piece| piece.buffer.iovecs(piece.range.clone()))
-        .take(MAX_SEGMENTS)
-        .collect()
+    operation.segments().take(MAX_SEGMENTS).collect()
 }
 
 /// fallocate's mode for a hole within a file.
@@ -323,6 +377,32 @@ const PUNCH_HOLE: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFla
 /// Whether what was never written to `file` reads as zeros.
 fn is_regular(file: &File) -> bool {
     file.metadata().is_ok_and(|metadata| metadata.file_type().is_file())
+}
+
+/// What lseek(2) says of the bytes from `offset` on. The file system answers from its own tables, so this does not wait for data.
+fn file_run(file: &File, offset: u64, length: u64) -> io::Result<Run> {
+    use rustix::fs::SeekFrom;
+    use rustix::io::Errno;
+
+    let end = offset + length;
+    let up_to = |is_hole, next: u64| Run {
+        is_hole,
+        length: next.min(end) - offset,
+    };
+    match rustix::fs::seek(file, SeekFrom::Data(offset)) {
+        // There is no data from here on.
+        Err(Errno::NXIO) => Ok(up_to(true, end)),
+        Ok(data) if data > offset => Ok(up_to(true, data)),
+        Ok(_) => match rustix::fs::seek(file, SeekFrom::Hole(offset)) {
+            Ok(hole) if hole > offset => Ok(up_to(false, hole)),
+            // Somebody has punched a hole just now, or cut the file off. To call it data is true enough.
+            Ok(_) | Err(Errno::NXIO) => Ok(up_to(false, offset + SECTOR_SIZE)),
+            Err(error) => Err(error.into()),
+        },
+        // A file system that does not know of holes.
+        Err(Errno::INVAL | Errno::NOTSUP) => Ok(up_to(false, end)),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The length of a regular file or a block device in bytes.

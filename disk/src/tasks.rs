@@ -3,22 +3,59 @@
 use std::cell::Cell;
 use std::future::Future;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll};
 
 use async_executor::{LocalExecutor, Task};
 
 use crate::DiskError;
 use crate::storage::Transfer;
+use crate::workers::Workers;
 
-/// A handle to the executor of one engine.
-#[derive(Clone, Default)]
+/// The executor of one engine.
+///
+/// A *clone* is a handle: it starts tasks, and does not keep the executor alive. Tasks hold such handles themselves, by way of the
+/// images that they work on, so an executor that every handle kept alive would never end. When the original is dropped its tasks
+/// are, too, wherever they are, and what is started by way of a handle then is dropped at once.
 pub(crate) struct Tasks {
-    executor: Rc<LocalExecutor<'static>>,
+    executor: Weak<LocalExecutor<'static>>,
+    /// Not in a clone.
+    own: Option<Rc<LocalExecutor<'static>>>,
     live: Rc<Cell<usize>>,
+    /// Who does what would hold up this thread. Nobody in a simulation: there this thread does it, at a time that only the seed decides.
+    workers: Option<Rc<Workers>>,
+}
+
+impl Default for Tasks {
+    /// An executor on one thread alone.
+    fn default() -> Self {
+        Self::new(None)
+    }
+}
+
+impl Clone for Tasks {
+    fn clone(&self) -> Self {
+        Self {
+            executor: self.executor.clone(),
+            own: None,
+            live: self.live.clone(),
+            workers: self.workers.clone(),
+        }
+    }
 }
 
 impl Tasks {
+    /// An executor, with others to do what takes long.
+    pub(crate) fn new(workers: Option<Rc<Workers>>) -> Self {
+        let own = Rc::new(LocalExecutor::new());
+        Self {
+            executor: Rc::downgrade(&own),
+            own: Some(own),
+            live: Rc::default(),
+            workers,
+        }
+    }
+
     /// Runs `future` to its end, on its own.
     pub(crate) fn spawn(&self, future: impl Future<Output = ()> + 'static) {
         self.spawn_cancellable(future).detach();
@@ -27,10 +64,23 @@ impl Tasks {
     /// Runs `future` until it ends, or until the task that this returns is dropped.
     pub(crate) fn spawn_cancellable<T: 'static>(&self, future: impl Future<Output = T> + 'static) -> Task<T> {
         let live = Live::new(&self.live);
-        self.executor.spawn(async move {
+        let counted = async move {
             let _live = live;
             future.await
-        })
+        };
+        match self.executor.upgrade() {
+            Some(executor) => executor.spawn(counted),
+            // Its executor ends with this expression, and so does the task.
+            None => LocalExecutor::new().spawn(counted),
+        }
+    }
+
+    /// Does `work`, which takes long and waits for nothing, on another thread if there is one. `None` if it panicked there.
+    pub(crate) async fn compute<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        match &self.workers {
+            Some(workers) => workers.run(work).await,
+            None => Some(work()),
+        }
     }
 
     /// Runs `future` to its end, even when the caller stops waiting for it half-way.
@@ -45,11 +95,19 @@ impl Tasks {
 
     /// Runs every task that can go on. Returns whether there was one.
     pub(crate) fn run(&self) -> bool {
+        let Some(executor) = self.executor.upgrade() else {
+            return false;
+        };
         let mut progress = false;
-        while self.executor.try_tick() {
+        while executor.try_tick() {
             progress = true;
         }
         progress
+    }
+
+    /// Drops every task, wherever it is. Nothing can be started afterwards.
+    pub(crate) fn abandon(&mut self) {
+        self.own = None;
     }
 
     /// Awaits `transfer` and gives `kept` back when it is done. When the caller stops waiting, the transfer still

@@ -266,6 +266,10 @@ impl Disk for ThrottledDisk {
         self.disk.read_only()
     }
 
+    fn discarded_reads_as_zeros(&self) -> bool {
+        self.disk.discarded_reads_as_zeros()
+    }
+
     fn submit(&self, request: Request) {
         let now = self.start.elapsed();
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);

@@ -4,6 +4,8 @@
 //! uses plain integer instructions only, so that it runs even where KVM emulates the guest instruction by instruction.
 //! Registers are scratch between steps.
 
+pub mod libata;
+
 use iced_x86::IcedError;
 use iced_x86::code_asm::{CodeAssembler, al, ax, byte_ptr, dword_ptr, dx, eax, ecx, edi, edx, esi};
 
@@ -39,6 +41,9 @@ impl PowerOff {
 
 /// Where the image is loaded, and where its code may put nothing else: 1 MiB.
 pub const LOAD_ADDRESS: u32 = 0x10_0000;
+
+/// Where its code begins: the first step.
+pub const ENTRY_ADDRESS: u32 = LOAD_ADDRESS + CODE_OFFSET;
 
 /// COM1: transmit holding register, line status register and its "holding register empty" bit (16550 datasheet).
 const COM1_DATA: u16 = 0x3f8;

@@ -12,10 +12,13 @@ const INITRAMFS_INIT: &str = include_str!("../scripts/initramfs-init");
 /// What an IDE root disk takes on Debian's kernels; ext4 is a module on some of them.
 const MODULES: &[&str] = &["ata_piix", "sd_mod", "ext4"];
 
+/// What a CD-ROM takes, and SCSI commands from user space; loaded for `spindle.modules=cdrom` on the kernel command line.
+const CDROM_MODULES: &[&str] = &["sr_mod", "sg", "isofs"];
+
 /// Which root disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Image {
-    /// A Debian minbase with fio, sqlite3, e2fsprogs, hdparm and smartmontools.
+    /// A Debian minbase with fio, sqlite3, e2fsprogs, hdparm, smartmontools, sg3-utils and eject.
     Debian,
     /// busybox and nothing else, for tests where seconds count.
     Tiny,
@@ -66,6 +69,7 @@ impl Guest {
             &disk.to_string_lossy(),
             INITRAMFS_INIT,
             &MODULES.join(","),
+            &CDROM_MODULES.join(","),
         ];
         let name = format!("guest-{}", image.name());
         let folder = store.artefact(&name, &recipe, |folder| {
@@ -76,7 +80,8 @@ impl Guest {
             link(&kernel.bzimage(), &files.join(Guest::BZIMAGE))?;
             link(&disk, &files.join(Guest::DISK))?;
             let mut initramfs = Initramfs::new(&Busybox::get(store)?, INITRAMFS_INIT, &["root"])?;
-            initramfs.add_modules(&kernel, MODULES)?;
+            initramfs.add_modules(&kernel, "order", MODULES)?;
+            initramfs.add_modules(&kernel, "cdrom", CDROM_MODULES)?;
             initramfs.write(&files.join(Guest::INITRAMFS))?;
             let size = folder_size(&files)? + SPARE;
             ext4_from_directory(&files, &folder.join("files.ext4"), size)

@@ -44,17 +44,30 @@ impl Initramfs {
         Ok(initramfs)
     }
 
-    /// Adds `modules` and all they need under `/modules`, and `/modules/order`, which names them in load order.
-    pub(crate) fn add_modules(&mut self, kernel: &Kernel, modules: &[&str]) -> Result<(), Error> {
-        self.add("modules", DIRECTORY, Vec::new());
+    /// Adds `modules` and all they need under `/modules`, and `/modules/LIST`, which names them in load order. A module
+    /// that an earlier list has is loaded by then, and not named again.
+    pub(crate) fn add_modules(&mut self, kernel: &Kernel, list: &str, modules: &[&str]) -> Result<(), Error> {
+        if !self.has("modules") {
+            self.add("modules", DIRECTORY, Vec::new());
+        }
         let mut order = String::new();
         for path in kernel.modules_in_load_order(modules)? {
             let name = format!("{}.ko", module_name(&path.to_string_lossy()));
-            self.add(&format!("modules/{name}"), FILE, read_module(&path)?);
-            order.push_str(&name);
-            order.push('\n');
+            let entry = format!("modules/{name}");
+            if !self.has(&entry) {
+                self.add(&entry, FILE, read_module(&path)?);
+                order.push_str(&name);
+                order.push('\n');
+            }
         }
-        self.add("modules/order", FILE, order.into_bytes());
+        self.add(&format!("modules/{list}"), FILE, order.into_bytes());
+        Ok(())
+    }
+
+    /// Adds the program `from` as `name`.
+    pub(crate) fn add_program(&mut self, name: &str, from: &Path) -> Result<(), Error> {
+        let content = fs::read(from).map_err(Error::io("read", from))?;
+        self.add(name, PROGRAM, content);
         Ok(())
     }
 
@@ -73,6 +86,10 @@ impl Initramfs {
             output = writer.finish()?;
         }
         newc::trailer(output)?.flush()
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.entries.iter().any(|entry| entry.name == name)
     }
 
     fn add(&mut self, name: &str, mode: u32, content: Vec<u8>) {

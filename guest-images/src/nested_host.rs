@@ -30,7 +30,7 @@ impl NestedHost {
         let folder = store.artefact("nested-host", &[kernel.release(), INIT, &MODULES.join(",")], |folder| {
             store.progress("making the nested host's initramfs");
             let mut initramfs = Initramfs::new(&Busybox::get(store)?, INIT, &["run", "tmp", "work"])?;
-            initramfs.add_modules(&kernel, MODULES)?;
+            initramfs.add_modules(&kernel, "order", MODULES)?;
             initramfs.write(&folder.join("initrd.img"))
         })?;
         Ok(NestedHost {

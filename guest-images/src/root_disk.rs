@@ -14,8 +14,10 @@ const GUEST_INIT: &str = include_str!("../scripts/guest-init");
 const PACKAGES: &[&str] = &[
     "busybox-static",
     "e2fsprogs",
+    "eject",
     "fio",
     "hdparm",
+    "sg3-utils",
     "smartmontools",
     "sqlite3",
     "util-linux",

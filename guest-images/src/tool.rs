@@ -31,6 +31,7 @@ pub const REQUIREMENTS: &[Requirement] = &[
     requirement("mke2fs", "e2fsprogs"),
     requirement("mmdebstrap", "mmdebstrap"),
     requirement("qemu-img", "qemu-utils"),
+    requirement("xorriso", "xorriso"),
     requirement("xz", "xz-utils"),
     requirement("zstd", "zstd"),
 ];

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
-    BackgroundSession, BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, TimeOrNow,
-    WriteFlags,
+    BackgroundSession, BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
+    INodeNo, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite,
+    Request, TimeOrNow, WriteFlags,
 };
 
 use crate::recording::{Change, Event, Mark, Recording};
@@ -195,7 +195,9 @@ impl Filesystem for Recorder {
         match size {
             _ if ino != FILE => return reply.error(Errno::EPERM),
             Some(size) if size > MAX_LENGTH => return reply.error(Errno::EFBIG),
-            Some(size) => self.0.change(Change::Resize(size), |bytes| bytes.resize(size as usize, 0)),
+            Some(size) => self
+                .0
+                .change(Change::Resize(size), |bytes| bytes.resize(size as usize, 0)),
             None => {}
         }
         reply.attr(&NO_TIME, &owned(self.0.attributes(), request));
@@ -312,7 +314,10 @@ mod tests {
         }
         let folder = std::env::temp_dir().join(format!("spindle-power-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
-        let recorded = match RecordedFile::mount(&folder, "a", vec![7; 1024], || Mark { issued: 3, completed: 2 }) {
+        let recorded = match RecordedFile::mount(&folder, "a", vec![7; 1024], || Mark {
+            issued: 3,
+            completed: 2,
+        }) {
             Ok(recorded) => recorded,
             Err(error) => {
                 eprintln!("left out: {error}");
@@ -330,15 +335,24 @@ mod tests {
         let recording = recorded.finish().unwrap();
         std::fs::remove_dir(&folder).unwrap();
 
-        assert_eq!((bytes[0], bytes[512], bytes[1111], bytes[1112], bytes[2009]), (7, 1, 1, 0, 2));
+        assert_eq!(
+            (bytes[0], bytes[512], bytes[1111], bytes[1112], bytes[2009]),
+            (7, 1, 1, 0, 2)
+        );
         assert_eq!(recording.initial, vec![7; 1024]);
         let changes: Vec<&Change> = recording.events.iter().map(|event| &event.change).collect();
         assert_eq!(
             changes,
             [
-                &Change::Write { offset: 512, data: vec![1; 600] },
+                &Change::Write {
+                    offset: 512,
+                    data: vec![1; 600]
+                },
                 &Change::Sync,
-                &Change::Write { offset: 2000, data: vec![2; 10] },
+                &Change::Write {
+                    offset: 2000,
+                    data: vec![2; 10]
+                },
             ]
         );
         assert!(recording.events.iter().all(|event| event.mark.issued == 3));

@@ -88,7 +88,10 @@ impl Recording {
     /// The file after a crash just before event number `at` (or after all of them).
     pub fn crash(&self, at: usize, tear: Tear, random: &mut StdRng) -> CrashState {
         let before = &self.events[..at];
-        let durable = before.iter().rposition(|event| event.change == Change::Sync).map_or(0, |sync| sync + 1);
+        let durable = before
+            .iter()
+            .rposition(|event| event.change == Change::Sync)
+            .map_or(0, |sync| sync + 1);
         let mut state = CrashState {
             bytes: self.initial.clone(),
             mark: self.events.get(at).map_or(self.last, |event| event.mark),
@@ -192,7 +195,12 @@ mod tests {
         for _ in 0..200 {
             let state = recording.crash(4, Tear::Torn, &mut random);
             let atoms: Vec<u8> = state.bytes.chunks(512).map(|atom| atom[0]).collect();
-            assert!(state.bytes.chunks(512).all(|atom| atom.iter().all(|byte| *byte == atom[0])));
+            assert!(
+                state
+                    .bytes
+                    .chunks(512)
+                    .all(|atom| atom.iter().all(|byte| *byte == atom[0]))
+            );
             assert!(atoms[..2].iter().all(|atom| [1, 2].contains(atom)), "{atoms:?}");
             assert!(atoms[2..].iter().all(|atom| [0, 3].contains(atom)), "{atoms:?}");
             seen.insert(atoms);

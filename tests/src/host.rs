@@ -145,7 +145,8 @@ impl Host {
         self.folder.path().join("fetched")
     }
 
-    /// Puts the file `from` into the work folder as `name`. Before the first run only.
+    /// Puts the file `from` into the work folder as `name`, which may name folders that are not there yet. Before the
+    /// first run only.
     ///
     /// # Errors
     /// If the file cannot be copied, or the host has run already.
@@ -153,7 +154,11 @@ impl Host {
         if self.scratch().exists() {
             bail!("Cannot add {name}: the host has run already");
         }
-        copy(from, &self.work().join(name))
+        let to = self.work().join(name);
+        if let Some(folder) = to.parent() {
+            fs::create_dir_all(folder).with_context(|| format!("Cannot create {}", folder.display()))?;
+        }
+        copy(from, &to)
     }
 
     /// Runs a program in the work folder and follows it to its end.

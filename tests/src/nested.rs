@@ -132,7 +132,9 @@ impl Nested {
 
     /// Runs a shell command in `/work`; what it prints comes as [`Event::Said`], with `|` for the ends of lines.
     pub(crate) fn shell(&mut self, command: &str) -> Result<()> {
-        self.command(&format!("said=$({{ {command}; }} 2>&1 </dev/null | tr '\\n' '|'); echo \"@said $said\""))
+        self.command(&format!(
+            "said=$({{ {command}; }} 2>&1 </dev/null | tr '\\n' '|'); echo \"@said $said\""
+        ))
     }
 
     fn command(&mut self, command: &str) -> Result<()> {
@@ -238,7 +240,9 @@ fn spawn_qemu(options: &NestedOptions<'_>, ports: Vec<OwnedFd>) -> Result<Child>
     }
     if let Some(exchange) = options.exchange {
         let file = option_value(exchange);
-        command.arg("-drive").arg(format!("file={file},format=raw,if=virtio,cache=unsafe"));
+        command
+            .arg("-drive")
+            .arg(format!("file={file},format=raw,if=virtio,cache=unsafe"));
     }
     command.args(["-device", "virtio-serial"]);
     let mut mappings = Vec::new();

@@ -1,8 +1,8 @@
 //! The `spindle` binary that the tests run, and where builds go.
 
-use std::{env, fs};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::{env, fs};
 
 use anyhow::{Context, Result, ensure};
 

@@ -159,7 +159,6 @@ impl StandingHost {
         }
     }
 
-
     /// Kills the program by SIGKILL.
     ///
     /// # Errors
@@ -223,8 +222,13 @@ impl StandingHost {
         let [length, "copied", ..] = parts[..] else {
             bail!("Cannot bring {name} back: {said}");
         };
-        let length: u64 = length.parse().with_context(|| format!("Cannot bring {name} back: {said}"))?;
-        ensure!(length <= Self::EXCHANGE_BYTES, "{name} has {length} bytes, too many to be brought back");
+        let length: u64 = length
+            .parse()
+            .with_context(|| format!("Cannot bring {name} back: {said}"))?;
+        ensure!(
+            length <= Self::EXCHANGE_BYTES,
+            "{name} has {length} bytes, too many to be brought back"
+        );
         let mut from = io::Read::take(fs::File::open(&exchange)?, length);
         io::copy(&mut from, &mut fs::File::create(to)?).with_context(|| format!("Cannot write {}", to.display()))?;
         Ok(())

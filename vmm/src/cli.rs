@@ -1,6 +1,8 @@
 //! The command line.
 
+pub mod cd_rom_argument;
 pub mod disk_argument;
+pub mod nbd;
 pub mod run;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -34,6 +36,8 @@ pub struct Cli {
 pub enum Command {
     /// Boot a kernel in a virtual machine
     Run(run::Arguments),
+    /// Offer a disk image to NBD clients
+    Nbd(nbd::Arguments),
 }
 
 /// How much is logged.

@@ -1,7 +1,6 @@
-//! The main thread's loop: disk completions, console input, signals, and the end of the machine.
+//! The main thread's loop: disk completions, starts of DMA, console input, signals, and the end of the machine.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::Arc;
 
 use anyhow::Context;
 use devices::serial::Serial;
@@ -12,25 +11,35 @@ use rustix::event::{PollFd, PollFlags};
 use crate::console::{Command, Console, Input, Output};
 use crate::exit_code::Ending;
 use crate::power::PowerSwitch;
-use crate::signals::TerminationSignals;
+use crate::signals::{Signals, Wish};
+use crate::vm::RunningVm;
 
-/// Runs until the machine is off.
+/// Runs until the machine is off. `report` is called whenever somebody asks for the metrics.
 pub fn run(
     engine: &Engine,
     console: &mut Console,
-    serial: &Arc<Serial>,
-    signals: &TerminationSignals,
+    vm: &RunningVm,
+    signals: &Signals,
     power: &PowerSwitch,
+    report: &dyn Fn(),
 ) -> anyhow::Result<()> {
     let mut manager: EventManager<Box<dyn MutEventSubscriber + '_>> =
         EventManager::new().context("Cannot make the event loop")?;
     manager.add_subscriber(Box::new(DiskEvents { engine, power }));
-    manager.add_subscriber(Box::new(SignalEvents { signals, power }));
+    manager.add_subscriber(Box::new(StartEvents { vm, engine, power }));
+    manager.add_subscriber(Box::new(PauseEvents { vm, power }));
+    manager.add_subscriber(Box::new(SignalEvents {
+        signals,
+        vm,
+        power,
+        report,
+    }));
     manager.add_subscriber(Box::new(PowerEvents { power }));
     manager.add_subscriber(Box::new(InputEvents {
         input: &mut console.input,
         output: &console.output,
-        serial,
+        serial: vm.serial(),
+        vm,
         power,
         listening: Listening::No,
     }));
@@ -88,15 +97,56 @@ impl MutEventSubscriber for DiskEvents<'_> {
     }
 }
 
-struct SignalEvents<'a> {
-    signals: &'a TerminationSignals,
+/// A guest started a bus master. The engine is polled at once, and not when it wakes the loop by the request.
+struct StartEvents<'a> {
+    vm: &'a RunningVm,
+    engine: &'a Engine,
     power: &'a PowerSwitch,
+}
+
+impl MutEventSubscriber for StartEvents<'_> {
+    fn process(&mut self, _events: Events, _ops: &mut EventOps) {
+        self.vm.ports().take_starts();
+        self.engine.poll();
+    }
+
+    fn init(&mut self, ops: &mut EventOps) {
+        for event in self.vm.ports().start_events() {
+            listen(ops, event, self.power);
+        }
+    }
+}
+
+/// A drive pauses the machine.
+struct PauseEvents<'a> {
+    vm: &'a RunningVm,
+    power: &'a PowerSwitch,
+}
+
+impl MutEventSubscriber for PauseEvents<'_> {
+    fn process(&mut self, _events: Events, _ops: &mut EventOps) {
+        self.vm.report_pause();
+    }
+
+    fn init(&mut self, ops: &mut EventOps) {
+        listen(ops, self.vm.stops().event(), self.power);
+    }
+}
+
+struct SignalEvents<'a> {
+    signals: &'a Signals,
+    vm: &'a RunningVm,
+    power: &'a PowerSwitch,
+    report: &'a dyn Fn(),
 }
 
 impl MutEventSubscriber for SignalEvents<'_> {
     fn process(&mut self, _events: Events, _ops: &mut EventOps) {
-        if let Some(signal) = self.signals.read() {
-            self.power.end(Ending::Signal(signal));
+        match self.signals.read() {
+            Some(Wish::End(signal)) => self.power.end(Ending::Signal(signal)),
+            Some(Wish::Continue) => self.vm.resume(),
+            Some(Wish::Metrics) => (self.report)(),
+            None => {}
         }
     }
 
@@ -133,6 +183,7 @@ struct InputEvents<'a> {
     input: &'a mut Input,
     output: &'a Output,
     serial: &'a Serial,
+    vm: &'a RunningVm,
     power: &'a PowerSwitch,
     listening: Listening,
 }
@@ -162,6 +213,8 @@ impl InputEvents<'_> {
         for command in self.input.read(self.output) {
             match command {
                 Command::Quit => self.power.end(Ending::Quit),
+                Command::Continue => self.vm.resume(),
+                Command::Eject => self.output.push(self.vm.press_eject_button().as_bytes()),
                 Command::Help => {}
             }
         }

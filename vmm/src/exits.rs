@@ -5,15 +5,63 @@
 )]
 
 use std::slice;
+use std::str::FromStr;
 
-use devices::bus::PortBus;
 use kvm_bindings::{
     KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::exit_code::Ending;
+use crate::kernel_ports::KernelPorts;
+use crate::metrics::{Direction, Metrics, OtherExit};
 use crate::registers;
+
+/// What the kernel serves by itself, where it can: `--exits`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExitOptions {
+    /// Writes that only latch wait in the kernel's ring (KVM_CAP_COALESCED_PIO).
+    pub coalesced: bool,
+    /// The start of the bus master is an event (KVM_CAP_IOEVENTFD).
+    pub ioeventfd: bool,
+}
+
+impl Default for ExitOptions {
+    fn default() -> Self {
+        Self {
+            coalesced: true,
+            ioeventfd: true,
+        }
+    }
+}
+
+/// A `--exits` that does not read as one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("\"{0}\" is not known; say coalesced=on|off and ioeventfd=on|off, with a comma in between")]
+pub struct ExitOptionsError(String);
+
+impl FromStr for ExitOptions {
+    type Err = ExitOptionsError;
+
+    fn from_str(text: &str) -> Result<Self, ExitOptionsError> {
+        let mut options = Self::default();
+        for word in text.split(',') {
+            let unknown = || ExitOptionsError(word.to_owned());
+            let (name, value) = word.split_once('=').ok_or_else(unknown)?;
+            let value = match value {
+                "on" => true,
+                "off" => false,
+                _ => return Err(unknown()),
+            };
+            match name {
+                "coalesced" => options.coalesced = value,
+                "ioeventfd" => options.ioeventfd = value,
+                _ => return Err(unknown()),
+            }
+        }
+        Ok(options)
+    }
+}
 
 /// What a vCPU does after an exit.
 #[derive(Debug)]
@@ -27,20 +75,25 @@ pub enum Next {
 }
 
 /// Runs the guest until its next exit, and serves that exit.
-pub fn run_once(vcpu: &mut VcpuFd, cpu: u8, bus: &PortBus) -> Next {
+pub fn run_once(vcpu: &mut VcpuFd, cpu: u8, ports: &KernelPorts, metrics: &Metrics) -> Next {
     let problem = match vcpu.run() {
-        Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..)) => return serve_port_access(vcpu, bus),
+        Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..)) => return serve_port_access(vcpu, ports, metrics),
         Ok(VcpuExit::MmioRead(address, data)) => {
+            metrics.other_exit(OtherExit::Mmio);
             // No device answers on the memory bus: it floats.
             tracing::trace!("read of {} bytes at {address:#x}, where nothing is", data.len());
             data.fill(0xff);
             return Next::Run;
         }
         Ok(VcpuExit::MmioWrite(address, data)) => {
+            metrics.other_exit(OtherExit::Mmio);
             tracing::trace!("write of {} bytes at {address:#x}, where nothing is", data.len());
             return Next::Run;
         }
-        Ok(VcpuExit::Hlt | VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::IoapicEoi(_)) => return Next::Run,
+        Ok(VcpuExit::Hlt | VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::IoapicEoi(_)) => {
+            metrics.other_exit(OtherExit::Rest);
+            return Next::Run;
+        }
         Ok(VcpuExit::Shutdown) => return crash(vcpu, cpu),
         Ok(VcpuExit::SystemEvent(event, _)) => match event {
             KVM_SYSTEM_EVENT_SHUTDOWN => return Next::End(Ending::PowerOff),
@@ -52,7 +105,10 @@ pub fn run_once(vcpu: &mut VcpuFd, cpu: u8, bus: &PortBus) -> Next {
         }
         Ok(VcpuExit::InternalError) => internal_error(vcpu),
         Ok(other) => format!("KVM reports an exit that spindle does not know: {other:?}"),
-        Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return Next::Run,
+        Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+            metrics.other_exit(OtherExit::Interrupted);
+            return Next::Run;
+        }
         Err(error) => format!("KVM_RUN failed: {error}"),
     };
     tracing::debug!("CPU {cpu}: {problem}\n{}", registers::describe(vcpu));
@@ -76,15 +132,17 @@ struct PortAccess<'a> {
     data: &'a mut [u8],
 }
 
-fn serve_port_access(vcpu: &mut VcpuFd, bus: &PortBus) -> Next {
+fn serve_port_access(vcpu: &mut VcpuFd, ports: &KernelPorts, metrics: &Metrics) -> Next {
     let Some(access) = port_access(vcpu) else {
         return Next::Run;
     };
     if !access.is_write {
-        bus.read(access.port, access.size, access.data);
+        metrics.port_exit(access.port, Direction::In);
+        ports.read(access.port, access.size, access.data);
         return Next::Run;
     }
-    if !bus.write(access.port, access.size, access.data) {
+    metrics.port_exit(access.port, Direction::Out);
+    if !ports.write(access.port, access.size, access.data) {
         tracing::trace!("write to port {:#x}, where nothing is", access.port);
     }
     Next::RunAfterOutput
@@ -127,5 +185,21 @@ fn internal_error(vcpu: &mut VcpuFd) -> String {
         EMULATION => "KVM cannot emulate an instruction of the guest".to_owned(),
         DELIVERY => "KVM cannot deliver an event to the guest".to_owned(),
         other => format!("KVM reports an internal error, suberror {other}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_options_are_read_and_wrong_ones_named() {
+        let off = "coalesced=off".parse::<ExitOptions>().expect("an option");
+        assert!(!off.coalesced && off.ioeventfd);
+        let both = "ioeventfd=off,coalesced=on".parse::<ExitOptions>().expect("options");
+        assert!(both.coalesced && !both.ioeventfd);
+        for wrong in ["", "coalesced", "coalesced=maybe", "irqfd=off"] {
+            assert!(wrong.parse::<ExitOptions>().is_err(), "{wrong}");
+        }
     }
 }

@@ -34,6 +34,26 @@ pub fn install() -> anyhow::Result<()> {
     register_signal_handler(SIGRTMIN(), on_kick).context("Cannot install the signal handler that stops vCPUs")
 }
 
+/// A thread that runs a vCPU, for others to kick.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VcpuThread(libc::pid_t);
+
+impl VcpuThread {
+    /// The calling thread.
+    pub fn current() -> Self {
+        Self(rustix::thread::gettid().as_raw_nonzero().get())
+    }
+
+    /// Has its vCPU leave the guest, or not enter it, once.
+    pub fn kick(&self) {
+        // SAFETY: the call takes no pointers. A thread that is gone is no target: then it fails.
+        let outcome = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), self.0, SIGRTMIN()) };
+        if outcome != 0 {
+            tracing::debug!(error = %std::io::Error::last_os_error(), "vCPU thread not signalled");
+        }
+    }
+}
+
 /// A vCPU on its own thread that can be kicked, for as long as this lives.
 pub struct Kickable {
     /// Bound to the thread.

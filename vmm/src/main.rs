@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use tracing::level_filters::LevelFilter;
-use vmm::cli::{Cli, Command, run};
+use vmm::cli::{Cli, Command, nbd, run};
 use vmm::console;
 use vmm::exit_code::Ending;
 
@@ -21,14 +21,23 @@ fn main() -> ExitCode {
         .with_ansi(io::stderr().is_terminal())
         .init();
     restore_terminal_on_panic();
-    let Command::Run(arguments) = &cli.command;
-    let ending = run::run(arguments, start);
-    match &ending {
+    match &cli.command {
+        Command::Run(arguments) => finish(&run::run(arguments, start)),
+        Command::Nbd(arguments) => match nbd::serve(arguments) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => finish(&Ending::Failure(error)),
+        },
+    }
+}
+
+/// Says how it ended, if there is anything to say.
+fn finish(ending: &Ending) -> ExitCode {
+    match ending {
         Ending::PowerOff => {}
         Ending::Failure(error) => eprintln!("spindle: error: {}", one_line(error)),
         other => eprintln!("spindle: {other}"),
     }
-    ExitCode::from(&ending)
+    ExitCode::from(ending)
 }
 
 /// A panic message belongs on a terminal that can show it.

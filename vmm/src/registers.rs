@@ -26,6 +26,7 @@ const PAGE_TABLE_SIZE: u64 = 0x1000;
 
 /// MSR numbers and initial values (Intel SDM volume 4).
 const IA32_MISC_ENABLE: (u32, u64) = (0x1a0, 1 /* fast strings */);
+const IA32_TIME_STAMP_COUNTER: u32 = 0x10;
 /// MTRRs on, and everything write-back: no firmware does this for us, and off means uncached.
 const IA32_MTRR_DEF_TYPE: (u32, u64) = (0x2ff, 1 << 11 | 6);
 
@@ -259,6 +260,33 @@ pub fn describe(vcpu: &VcpuFd) -> String {
         sregs.cs.selector,
         sregs.ss.selector,
     )
+}
+
+/// The time-stamp counter as the guest sees it, if KVM tells.
+pub fn time_stamp_counter(vcpu: &VcpuFd) -> Option<u64> {
+    let mut msrs = Msrs::from_entries(&[kvm_msr_entry {
+        index: IA32_TIME_STAMP_COUNTER,
+        ..Default::default()
+    }])
+    .ok()?;
+    match vcpu.get_msrs(&mut msrs) {
+        Ok(1) => msrs.as_slice().first().map(|entry| entry.data),
+        _ => None,
+    }
+}
+
+/// Sets it. KVM keeps vCPUs that are set within a second of each other in step.
+pub fn set_time_stamp_counter(vcpu: &VcpuFd, value: u64) {
+    let set = Msrs::from_entries(&[kvm_msr_entry {
+        index: IA32_TIME_STAMP_COUNTER,
+        data: value,
+        ..Default::default()
+    }])
+    .ok()
+    .and_then(|msrs| vcpu.set_msrs(&msrs).ok());
+    if set != Some(1) {
+        tracing::debug!("the guest's time-stamp counter ran on");
+    }
 }
 
 #[cfg(test)]

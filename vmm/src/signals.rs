@@ -1,4 +1,4 @@
-//! The signals that ask spindle to end, as a file descriptor for the event loop.
+//! The signals that ask spindle for something, as a file descriptor for the event loop.
 #![expect(unsafe_code, reason = "signalfd and sigaction have no safe wrapper here")]
 
 use std::io;
@@ -9,14 +9,27 @@ use std::ptr;
 use anyhow::{Context, bail};
 use vmm_sys_util::signal::{block_signal, create_sigset};
 
-/// Termination signals, blocked and readable instead.
-pub struct TerminationSignals(OwnedFd);
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// To end; by this signal.
+    End(i32),
+    /// To go on with a machine that is paused (SIGCONT).
+    Continue,
+    /// To tell what was counted (SIGUSR1).
+    Metrics,
+}
 
-impl TerminationSignals {
-    /// Blocks SIGTERM, SIGINT and SIGHUP in this thread and all that it starts later. A signal that the parent process had
-    /// told us to ignore (`nohup`) stays ignored.
+/// Signals, blocked and readable instead.
+pub struct Signals(OwnedFd);
+
+impl Signals {
+    /// Blocks SIGTERM, SIGINT, SIGHUP, SIGCONT and SIGUSR1 in this thread and all that it starts later. A signal that the parent
+    /// process had told us to ignore (`nohup`) stays ignored. SIGXFSZ is ignored: a file that may not grow is an error
+    /// of the write that would have grown it.
     pub fn block() -> anyhow::Result<Self> {
-        let signals: Vec<libc::c_int> = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP]
+        ignore_file_size_signal()?;
+        let signals: Vec<libc::c_int> = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGCONT, libc::SIGUSR1]
             .into_iter()
             .filter(|signal| !is_ignored(*signal))
             .collect();
@@ -37,20 +50,35 @@ impl TerminationSignals {
     }
 
     /// A signal that has arrived.
-    pub fn read(&self) -> Option<i32> {
+    pub fn read(&self) -> Option<Wish> {
         let mut info = [0; size_of::<libc::signalfd_siginfo>()];
         match rustix::io::read(&self.0, &mut info) {
             // `ssi_signo` comes first.
-            Ok(count) if count == info.len() => info.first_chunk::<4>().map(|number| i32::from_ne_bytes(*number)),
+            Ok(count) if count == info.len() => {
+                info.first_chunk::<4>().map(|number| match i32::from_ne_bytes(*number) {
+                    libc::SIGCONT => Wish::Continue,
+                    libc::SIGUSR1 => Wish::Metrics,
+                    signal => Wish::End(signal),
+                })
+            }
             _ => None,
         }
     }
 }
 
-impl AsRawFd for TerminationSignals {
+impl AsRawFd for Signals {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
     }
+}
+
+/// Without this, a write beyond RLIMIT_FSIZE would kill the process instead of failing with EFBIG (setrlimit(2)).
+fn ignore_file_size_signal() -> anyhow::Result<()> {
+    // SAFETY: a disposition without a handler.
+    if unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) } == libc::SIG_ERR {
+        return Err(io::Error::last_os_error()).context("Cannot ignore SIGXFSZ");
+    }
+    Ok(())
 }
 
 fn is_ignored(signal: libc::c_int) -> bool {

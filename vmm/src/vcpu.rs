@@ -8,29 +8,35 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use anyhow::Context;
-use devices::bus::PortBus;
 use kvm_ioctls::{VcpuFd, VmFd};
 
 use crate::boot::Entry;
 use crate::console::Output;
 use crate::exit_code::Ending;
 use crate::exits::{self, Next};
+use crate::kernel_ports::KernelPorts;
 use crate::kick::{self, Kickable};
+use crate::metrics::Metrics;
 use crate::milestones::Milestones;
 use crate::power::PowerSwitch;
 use crate::registers;
+use crate::stops::Stops;
 
 /// What all vCPUs of a machine share.
 #[derive(Clone)]
 pub struct Surroundings {
     /// Where port accesses go.
-    pub bus: Arc<PortBus>,
+    pub ports: Arc<KernelPorts>,
     /// Tells when to stop, and is told why.
     pub power: Arc<PowerSwitch>,
     /// Holds a vCPU back that prints faster than the console takes it.
     pub output: Arc<Output>,
     /// Told when the guest begins to run.
     pub milestones: Arc<Milestones>,
+    /// Counts exits.
+    pub metrics: Arc<Metrics>,
+    /// Holds all vCPUs back while the machine is paused.
+    pub stops: Arc<Stops>,
 }
 
 /// A virtual CPU that does not run yet.
@@ -49,6 +55,11 @@ impl Vcpu {
         registers::set_defaults(&fd)?;
         registers::set_local_interrupts(&fd, id == 0)?;
         Ok(Self { fd, id })
+    }
+
+    /// The vCPU, for KVM.
+    pub fn fd(&self) -> &VcpuFd {
+        &self.fd
     }
 
     /// Puts the CPU at its first instruction.
@@ -73,14 +84,53 @@ impl Vcpu {
     fn run(&mut self, surroundings: &Surroundings) {
         // SAFETY: `self.fd` outlives this function, and `_kickable` does not.
         let _kickable = unsafe { Kickable::new(&mut self.fd) };
+        let _enlisted = Enlisted::new(&surroundings.stops);
         surroundings.milestones.guest_runs();
-        while !surroundings.power.is_off() {
-            match exits::run_once(&mut self.fd, self.id, &surroundings.bus) {
+        loop {
+            // What a kick asked for is looked at next; one that comes after this makes KVM_RUN return.
+            self.fd.set_kvm_immediate_exit(0);
+            if surroundings.power.is_off() {
+                return;
+            }
+            if surroundings.stops.is_paused() {
+                self.stand_still(surroundings);
+                continue;
+            }
+            match exits::run_once(&mut self.fd, self.id, &surroundings.ports, &surroundings.metrics) {
                 Next::Run => {}
                 Next::RunAfterOutput => surroundings.output.wait_for_room(&surroundings.power),
                 Next::End(ending) => surroundings.power.end(ending),
             }
         }
+    }
+}
+
+impl Vcpu {
+    /// Waits while the machine is paused. The guest finds its time-stamp counter as it was.
+    fn stand_still(&mut self, surroundings: &Surroundings) {
+        let counter = registers::time_stamp_counter(&self.fd);
+        surroundings.stops.wait_until_resumed();
+        if let Some(counter) = counter
+            && !surroundings.power.is_off()
+        {
+            registers::set_time_stamp_counter(&self.fd, counter);
+        }
+    }
+}
+
+/// The thread of a vCPU is one that a pause reaches, for as long as this lives.
+struct Enlisted<'a>(&'a Stops);
+
+impl<'a> Enlisted<'a> {
+    fn new(stops: &'a Stops) -> Self {
+        stops.enlist();
+        Self(stops)
+    }
+}
+
+impl Drop for Enlisted<'_> {
+    fn drop(&mut self) {
+        self.0.dismiss();
     }
 }
 
@@ -103,6 +153,7 @@ impl Drop for PanicReport {
 pub struct RunningVcpus {
     threads: Vec<JoinHandle<()>>,
     power: Arc<PowerSwitch>,
+    stops: Arc<Stops>,
 }
 
 impl RunningVcpus {
@@ -111,6 +162,7 @@ impl RunningVcpus {
         let mut running = Self {
             threads: Vec::with_capacity(vcpus.len()),
             power: surroundings.power.clone(),
+            stops: surroundings.stops.clone(),
         };
         for vcpu in vcpus {
             // If one does not start, dropping `running` stops the others.
@@ -126,6 +178,8 @@ impl Drop for RunningVcpus {
             self.power
                 .end(Ending::Failure(anyhow::anyhow!("The machine was abandoned")));
         }
+        // Those that stand still see that the machine is off.
+        self.stops.resume();
         for thread in self.threads.drain(..) {
             // A panic has been reported by the thread itself.
             let _ = kick::join(thread);

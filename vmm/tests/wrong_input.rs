@@ -28,6 +28,7 @@ fn files() -> TempDir {
     write("elf-cut-off", &elf[..20]);
     write("bare", &bare_metal());
     write("raw", &[0; 1 << 20]);
+    write("odd", &[0; 2560]);
     directory
 }
 
@@ -41,7 +42,7 @@ fn bare_metal() -> Vec<u8> {
 #[test]
 fn a_wrong_file_is_one_line_and_exit_code_1() {
     let directory = files();
-    let cases: [(&[&str], &str); 11] = [
+    let cases: [(&[&str], &str); 15] = [
         (
             &["--kernel", "absent"],
             "Cannot read the kernel \"absent\": No such file",
@@ -64,6 +65,19 @@ fn a_wrong_file_is_one_line_and_exit_code_1() {
         ),
         (&["--kernel", "bare", "--disk", "absent"], "absent"),
         (&["--kernel", "bare", "--disk", "raw"], "raw"),
+        (&["--kernel", "bare", "--cdrom", "absent.iso"], "absent.iso"),
+        (
+            &["--kernel", "bare", "--cdrom", "."],
+            ".: Neither a regular file nor a block device",
+        ),
+        (
+            &["--kernel", "bare", "--cdrom", "odd"],
+            "odd is no image of a disc: 2560 bytes are not one or more whole blocks of 2048 bytes",
+        ),
+        (
+            &["--kernel", "bare", "--cdrom", "empty"],
+            "empty is no image of a disc: 0 bytes are not one or more",
+        ),
         (
             &["--kernel", "bare", "--console", "file:absent/log"],
             "Cannot create the console file \"absent/log\"",
@@ -82,7 +96,7 @@ fn a_wrong_file_is_one_line_and_exit_code_1() {
 #[test]
 fn a_wrong_argument_is_exit_code_2() {
     let directory = files();
-    let cases: [(&[&str], &str); 9] = [
+    let cases: [(&[&str], &str); 12] = [
         (&[], "--kernel"),
         (&["--kernel", "bare", "--memory", "512"], "say for example 512M or 2G"),
         (&["--kernel", "bare", "--memory", "1M"], "16M to 1024G"),
@@ -99,6 +113,18 @@ fn a_wrong_argument_is_exit_code_2() {
         (
             &["--kernel", "bare", "--disk", "raw,root", "--disk", "raw,root"],
             "two disks are marked",
+        ),
+        (
+            &["--kernel", "bare", "--disk", "raw,slot=hdc", "--cdrom", "odd"],
+            "slot hdc is the CD-ROM drive's",
+        ),
+        (
+            &["--kernel", "bare", "--cdrom", "odd,readonly"],
+            "unknown option \"readonly\"",
+        ),
+        (
+            &["--kernel", "bare", "--cdrom", "odd,slot=hde"],
+            "there is no slot \"hde\"",
         ),
         (&["--kernel", "bare", "--frobnicate"], "--frobnicate"),
     ];

@@ -1,5 +1,6 @@
-//! `cargo xtask`: boots guests, runs every test, and sets up what both need.
+//! `cargo xtask`: boots guests, runs every test, measures, and sets up what they need.
 
+mod bench;
 mod boot;
 mod crash;
 mod nested;
@@ -19,6 +20,7 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Chore {
+    Bench(bench::Options),
     Boot(boot::Options),
     Test(test::Options),
     Setup(setup::Options),
@@ -31,6 +33,7 @@ enum Chore {
 
 fn main() -> ExitCode {
     let outcome = match Chore::parse() {
+        Chore::Bench(options) => bench::bench(&options),
         Chore::Boot(options) => boot::boot(&options),
         Chore::Test(options) => test::test(&options),
         Chore::Setup(options) => setup::setup(&options).map(|()| ExitCode::SUCCESS),

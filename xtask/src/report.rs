@@ -36,14 +36,19 @@ fn join(folder: &Path) -> Result<()> {
         let path = folder.join(format!("{name}.json"));
         match fs::read(&path) {
             Ok(bytes) => {
-                let value: Value = serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))?;
+                let value: Value =
+                    serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))?;
                 parts.push((name, value));
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(error).with_context(|| format!("Cannot read {}", path.display())),
         }
     }
-    ensure!(!parts.is_empty(), "{} has none of {PARTS:?} with .json", folder.display());
+    ensure!(
+        !parts.is_empty(),
+        "{} has none of {PARTS:?} with .json",
+        folder.display()
+    );
     let path = folder.join("report.html");
     fs::write(&path, page::render(&parts)).with_context(|| format!("Cannot write {}", path.display()))?;
     eprintln!("wrote {}", path.display());
@@ -63,12 +68,19 @@ pub fn write(folder: &Path, name: &str, results: &impl serde::Serialize) -> Resu
 /// Command, date, revision and machine.
 fn circumstances() -> Value {
     let output = |program: &str, arguments: &[&str]| {
-        let output = Command::new(program).args(arguments).current_dir(workspace_folder()).output();
+        let output = Command::new(program)
+            .args(arguments)
+            .current_dir(workspace_folder())
+            .output();
         let output = output.ok().filter(|output| output.status.success());
-        output.map_or_else(String::new, |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        output.map_or_else(String::new, |output| {
+            String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        })
     };
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let cpu = cpu
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     json!({
         "command": std::env::args().skip(1).collect::<Vec<_>>().join(" "),
         "date": output("date", &["-u", "+%Y-%m-%d %H:%M UTC"]),

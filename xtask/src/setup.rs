@@ -19,7 +19,7 @@ pub struct Options {
 /// Does it all ahead of time.
 pub fn setup(options: &Options) -> Result<()> {
     let kind = HostKind::detect();
-    install_missing(kind)?;
+    install_for_tests(kind)?;
     let (store, progress) = store_with_progress()?;
     if options.refresh {
         Kernel::forget(&store)?;
@@ -43,12 +43,42 @@ pub fn setup(options: &Options) -> Result<()> {
 
 const QEMU: (&str, &str) = ("qemu-system-x86_64", "qemu-system-x86");
 
+/// Programs of others that tests compare ours with, or use as its clients.
+const PEERS: [(&str, &str); 4] = [
+    ("fio", "fio"),
+    ("nbdcopy", "libnbd-bin"),
+    ("nbdinfo", "libnbd-bin"),
+    FUSE,
+];
+
+/// Mounts for who is not root.
+const FUSE: (&str, &str) = ("fusermount3", "fuse3");
+
 /// Installs the Debian packages of programs that are missing, and sees to it that apt knows those that guests are made of.
 pub fn install_missing(kind: HostKind) -> Result<()> {
+    install(kind == HostKind::Nested, &[])
+}
+
+/// The same, with what the tests need beyond.
+pub fn install_for_tests(kind: HostKind) -> Result<()> {
+    install(kind == HostKind::Nested, &PEERS)
+}
+
+/// The same for recordings of an image on a file system of our own, with QEMU beside spindle.
+pub fn install_for_power() -> Result<()> {
+    install(true, &[FUSE])
+}
+
+/// The same for benchmarks, where QEMU is the peer whatever the host is.
+pub fn install_for_bench() -> Result<()> {
+    install(true, &[])
+}
+
+fn install(with_qemu: bool, more: &[(&'static str, &'static str)]) -> Result<()> {
     let mut packages: Vec<&str> = Vec::new();
     let required = REQUIREMENTS.iter().map(|known| (known.program, known.package));
-    let nested = (kind == HostKind::Nested).then_some(QEMU);
-    for (program, package) in required.chain(nested) {
+    let qemu = with_qemu.then_some(QEMU);
+    for (program, package) in required.chain(qemu).chain(more.iter().copied()) {
         if find_program(program).is_none() && !packages.contains(&package) {
             packages.push(package);
         }

@@ -10,7 +10,7 @@ use guest_images::{Guest, Image, NestedHost};
 use system_tests::{HostKind, workspace_folder};
 
 use crate::progress::{spindle_with_progress, store_with_progress};
-use crate::setup::install_missing;
+use crate::setup::install_for_tests;
 
 mod report;
 
@@ -31,7 +31,7 @@ const BOOTING: [&str; 2] = ["system-tests", "xtask"];
 pub fn test(options: &Options) -> Result<ExitCode> {
     let begin = Instant::now();
     let kind = HostKind::detect();
-    install_missing(kind)?;
+    install_for_tests(kind)?;
     eprintln!("Guests run on: {}", kind.describe());
 
     let mut report = Report::new();

@@ -1,10 +1,11 @@
 //! The bus-master registers of one channel (Programming Interface for Bus Master IDE Controller 1.0, chapter 2).
 
 use bitflags::bitflags;
+use serde::{Deserialize, Serialize};
 
 bitflags! {
     /// The command register, BMICX.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
     pub(super) struct Command: u8 {
         /// 1: from the drive to memory.
         const TO_MEMORY = 1 << 3;
@@ -15,7 +16,7 @@ bitflags! {
 
 bitflags! {
     /// The status register, BMISX. Bit 7 (simplex) is 0: both channels work at the same time.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
     pub(super) struct Status: u8 {
         /// Scratch for software: drive 1 can do DMA.
         const DRIVE_1_CAPABLE = 1 << 6;
@@ -39,7 +40,7 @@ pub(super) enum Event {
 }
 
 /// The registers.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct BusMaster {
     pub command: Command,
     pub status: Status,
@@ -63,6 +64,11 @@ impl BusMaster {
     /// Whether the engine is ready to transfer.
     pub(super) fn active(&self) -> bool {
         self.status.contains(Status::ACTIVE)
+    }
+
+    /// Whether the start bit is set.
+    pub(super) fn started(&self) -> bool {
+        self.command.contains(Command::START)
     }
 
     /// Reads the byte at `offset` (0 to 7).

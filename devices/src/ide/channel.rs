@@ -1,16 +1,26 @@
 //! One IDE channel: a cable with up to two drives, its registers, its interrupt, and its half of the bus master.
 
+mod dma;
+mod ports;
+mod saved;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use disk::{Buffer, BufferError, DiskError, Request};
+use disk::{DiskError, Request};
 use vm_memory::GuestMemoryMmap;
 
-use super::bus_master::{BusMaster, Command as BusMasterCommand, Event, Status as BusMasterStatus};
-use super::drive::{DmaRequest, Drive, Step};
-use super::prd::{self, PrdError};
+use super::ata::Statistics;
+use super::atapi::CdRom;
+use super::bus_master::{BusMaster, Event, Status as BusMasterStatus};
+use super::drive::{Drive, Step};
+use super::error_policy::{Stop, StopObserver};
+use super::kernel_ports::DmaState;
 use super::registers::{DEVICE_DEV, DeviceControl, Status, offset};
-use crate::bus::PortDevice;
 use crate::interrupt::InterruptLine;
+
+pub(super) use self::ports::{BusMasterPorts, CommandBlock, ControlBlock};
+pub use self::saved::ChannelStateError;
+pub(super) use self::saved::SavedChannel;
 
 /// EXECUTE DEVICE DIAGNOSTIC, which both drives execute, whichever is selected.
 const EXECUTE_DEVICE_DIAGNOSTIC: u8 = 0x90;
@@ -23,7 +33,18 @@ const NOBODY: u8 = 0x7f;
 /// interrupt line is driven; neither calls back.
 pub(crate) struct Channel {
     state: Mutex<State>,
+    dma_state: DmaState,
     itself: Weak<Channel>,
+    /// What users call the drives.
+    slots: [&'static str; 2],
+}
+
+/// Where a channel's interrupt goes.
+pub(crate) struct Lines {
+    /// In compatibility mode: IRQ 14 or 15, by edges.
+    pub isa: Arc<dyn InterruptLine>,
+    /// In native mode: the function's INTA#, by level, which it shares with the other channel.
+    pub pci: Arc<dyn InterruptLine>,
 }
 
 struct State {
@@ -34,14 +55,23 @@ struct State {
     bus_master: BusMaster,
     /// Whether the PCI command register lets the function master the bus.
     mastering: bool,
-    line: Arc<dyn InterruptLine>,
-    /// Whether the line is high.
+    /// The channel's own line, and the line of the PCI function, which it uses in native mode.
+    lines: Lines,
+    native: bool,
+    /// Whether the line in use is high.
     asserted: bool,
     memory: GuestMemoryMmap,
+    /// Whom a drive asks to stop the machine.
+    stops: Option<Arc<StopObserver>>,
 }
 
 impl Channel {
-    pub(crate) fn new(drives: [Option<Drive>; 2], line: Arc<dyn InterruptLine>, memory: GuestMemoryMmap) -> Arc<Self> {
+    pub(crate) fn new(
+        drives: [Option<Drive>; 2],
+        slots: [&'static str; 2],
+        lines: Lines,
+        memory: GuestMemoryMmap,
+    ) -> Arc<Self> {
         Arc::new_cyclic(|itself| Self {
             state: Mutex::new(State {
                 drives,
@@ -49,11 +79,15 @@ impl Channel {
                 control: DeviceControl::empty(),
                 bus_master: BusMaster::new(),
                 mastering: false,
-                line,
+                lines,
+                native: false,
                 asserted: false,
                 memory,
+                stops: None,
             }),
+            dma_state: DmaState::default(),
             itself: itself.clone(),
+            slots,
         })
     }
 
@@ -74,11 +108,24 @@ impl Channel {
     /// A drive's disk request is done.
     fn completed(&self, index: usize, outcome: Result<(), DiskError>) {
         let mut state = self.lock();
+        let stops = state.stops.clone();
         let Some(drive) = &mut state.drives[index] else { return };
         // A transfer that failed or was stopped leaves the rest of its table.
         let moved = drive.runs_dma() && outcome.is_ok();
-        let step = drive.completed(outcome);
-        if moved {
+        let mut step = drive.completed(outcome);
+        if let Some(error) = drive.stopped() {
+            let stop = Stop {
+                slot: self.slots[index],
+                error: error.to_string(),
+                no_space: error.is_no_space(),
+            };
+            match &stops {
+                Some(observer) => observer(&stop),
+                None => step = drive.report_stopped(),
+            }
+        }
+        // It may take more requests to fill the memory that was offered.
+        if moved && !drive.runs_dma() {
             state.end_dma();
         }
         self.follow(&mut state, index, step);
@@ -91,6 +138,12 @@ impl Channel {
             self.submit(state, index, step);
         }
         state.drive_line();
+        self.dma_state.set(state.start_awaited(), state.bus_master.started());
+    }
+
+    /// What can be seen of the bus master without the channel's lock.
+    pub(super) fn dma_state(&self) -> &DmaState {
+        &self.dma_state
     }
 
     fn submit(&self, state: &mut State, index: usize, step: Step) {
@@ -107,6 +160,64 @@ impl Channel {
                 }
             }),
         });
+    }
+
+    /// Whom to tell of a drive that wants the machine to stop.
+    pub(super) fn observe_stops(&self, observer: Arc<StopObserver>) {
+        self.lock().stops = Some(observer);
+    }
+
+    /// Makes the requests again that wait for the machine to go on. Returns how many.
+    pub(super) fn resume(&self) -> usize {
+        let mut state = self.lock();
+        let steps = [0, 1].map(|index| state.drives[index].as_mut().and_then(Drive::resume));
+        let resumed = steps.iter().flatten().count();
+        for (index, step) in steps.into_iter().enumerate() {
+            self.follow(&mut state, index, step);
+        }
+        resumed
+    }
+
+    /// What the disk drives have done.
+    pub(super) fn statistics(&self) -> [Option<Statistics>; 2] {
+        let state = self.lock();
+        state
+            .drives
+            .each_ref()
+            .map(|drive| drive.as_ref().and_then(Drive::statistics))
+    }
+
+    /// RST#.
+    pub(super) fn hardware_reset(&self) {
+        self.access(|state| {
+            state.drives.iter_mut().flatten().for_each(Drive::hardware_reset);
+            state.selected = 0;
+            state.control = DeviceControl::empty();
+            state.bus_master = BusMaster::new();
+            ((), None)
+        });
+    }
+
+    /// Moves the interrupt to the line of the channel's mode.
+    pub(super) fn set_native(&self, native: bool) {
+        self.access(|state| {
+            if state.native != native {
+                if state.asserted {
+                    state.line().lower();
+                    state.asserted = false;
+                }
+                state.native = native;
+            }
+            ((), None)
+        });
+    }
+
+    /// Does something with a CD-ROM drive that is not the guest's doing. `None` if the drive is none.
+    pub(super) fn with_cd_rom<T>(&self, index: usize, act: impl FnOnce(&mut CdRom) -> T) -> Option<T> {
+        self.access(|state| {
+            let drive = state.drives[index].as_mut().and_then(Drive::cd_rom_mut);
+            (drive.map(act), None)
+        })
     }
 
     /// Follows the bus-master bit of the PCI command register. A transfer that waited for it begins.
@@ -139,6 +250,11 @@ impl Channel {
 }
 
 impl State {
+    /// Whether a drive has a DMA command and waits for the bus master.
+    fn start_awaited(&self) -> bool {
+        self.drives.iter().flatten().any(|drive| drive.dma_request().is_some())
+    }
+
     fn selected(&mut self) -> Option<&mut Drive> {
         self.drives[self.selected].as_mut()
     }
@@ -164,6 +280,9 @@ impl State {
         }
         match (register, self.responder()) {
             (_, None) => NOBODY,
+            // A packet device does not lend its registers: its signature would be taken for that of a second one
+            // (ATA/ATAPI-6, table 18).
+            (_, Some(drive)) if absent && drive.is_packet_device() => 0,
             (offset::STATUS_COMMAND | offset::ERROR_FEATURES, Some(_)) if absent => 0,
             (offset::STATUS_COMMAND, Some(drive)) => drive.status().bits(),
             // A busy drive shows its status in every register, as drives do (ATA/ATAPI-6, 7.15.6.1).
@@ -244,6 +363,10 @@ impl State {
         self.selected = 0;
     }
 
+    fn line(&self) -> &Arc<dyn InterruptLine> {
+        if self.native { &self.lines.pci } else { &self.lines.isa }
+    }
+
     /// Brings the interrupt line to its level: the selected drive's INTRQ, unless nIEN holds it back. Nothing is lost
     /// by that: when nIEN goes, or the drive is selected, the line rises.
     fn drive_line(&mut self) {
@@ -252,179 +375,10 @@ impl State {
         if level && !self.asserted {
             // The bus master sees the rise of the wire, whatever the command was (BMIDE 1.0, 2.1).
             self.bus_master.status.insert(BusMasterStatus::INTERRUPT);
-            self.line.raise();
+            self.line().raise();
         } else if !level && self.asserted {
-            self.line.lower();
+            self.line().lower();
         }
         self.asserted = level;
-    }
-}
-
-/// Why a transfer cannot be made, which the guest learns from the bus master's error bit.
-#[derive(Debug, thiserror::Error)]
-enum DmaError {
-    #[error(transparent)]
-    Table(#[from] PrdError),
-    #[error(transparent)]
-    Region(#[from] BufferError),
-    #[error("The bus master's direction is not the command's")]
-    Direction,
-}
-
-/// The bus master's work.
-impl State {
-    /// Begins the DMA transfer for which drive and bus master are ready, in whichever order they became so.
-    fn run_dma(&mut self) -> Option<(usize, Step)> {
-        if !self.bus_master.active() || !self.mastering {
-            return None;
-        }
-        let (index, request) = (0..2).find_map(|index| Some((index, self.drives[index].as_ref()?.dma_request()?)))?;
-        let offer = self.regions(request);
-        let drive = self.drives[index].as_mut()?;
-        let buffer = match offer {
-            Ok(buffer) => buffer,
-            Err(error) => {
-                tracing::debug!(%error, "bus-master transfer refused");
-                drive.refuse_dma();
-                self.bus_master.status.remove(BusMasterStatus::ACTIVE);
-                self.bus_master.status.insert(BusMasterStatus::ERROR);
-                return None;
-            }
-        };
-        // A table too short for a granule moves nothing; the drive goes on waiting.
-        let step = if buffer.is_empty() { None } else { drive.run_dma(buffer) };
-        if !drive.runs_dma() {
-            self.end_dma();
-        }
-        Some((index, step))
-    }
-
-    /// The memory for the next part of a transfer: all that is asked for, or as many whole granules as the table has.
-    fn regions(&mut self, request: DmaRequest) -> Result<Buffer, DmaError> {
-        if self.bus_master.command.contains(BusMasterCommand::TO_MEMORY) != request.to_memory {
-            return Err(DmaError::Direction);
-        }
-        let mut regions = prd::read(&self.memory, self.bus_master.table, request.bytes)?;
-        if regions.length < request.bytes {
-            regions.truncate(regions.length - regions.length % request.granule);
-        }
-        self.bus_master.last_of_table = regions.exhausted;
-        Ok(Buffer::from_guest(&self.memory, regions.ranges)?)
-    }
-
-    /// A transfer came to its end. With the table used up the bus master is no longer active; with a rest of it, it is
-    /// (BMIDE 1.0, 3.1: both are valid, and the interrupt bit tells a short table from a long one).
-    fn end_dma(&mut self) {
-        if self.bus_master.last_of_table {
-            self.bus_master.status.remove(BusMasterStatus::ACTIVE);
-        }
-    }
-}
-
-/// The command block's ports of a channel, 8 of them, aligned.
-pub(super) struct CommandBlock(pub Arc<Channel>);
-
-impl CommandBlock {
-    fn read_data(&self, size: usize, data: &mut [u8]) {
-        self.0.access(|state| {
-            let mut step = None;
-            let vacant = state.responder().is_none();
-            for element in data.chunks_mut(size) {
-                step = step.or(state.read_data(element));
-            }
-            if vacant {
-                for (byte, pulled) in data.iter_mut().zip([NOBODY, 0xff].iter().cycle()) {
-                    *byte = *pulled;
-                }
-            }
-            ((), step)
-        });
-    }
-
-    fn write_data(&self, size: usize, data: &[u8]) {
-        self.0.access(|state| {
-            let mut step = None;
-            for element in data.chunks(size) {
-                step = step.or(state.write_data(element));
-            }
-            ((), step)
-        });
-    }
-}
-
-impl State {
-    /// One read of the data register, which is 16 bits wide: a byte read takes a word, and drops its high half.
-    fn read_data(&mut self, data: &mut [u8]) -> Step {
-        let mut word = [0; 2];
-        let byte_wide = data.len() == 1;
-        let target = if byte_wide { &mut word[..] } else { &mut *data };
-        target.fill(0);
-        let step = self.selected().and_then(|drive| drive.read_data(target));
-        if byte_wide {
-            data[0] = word[0];
-        }
-        step
-    }
-
-    fn write_data(&mut self, data: &[u8]) -> Step {
-        self.control.remove(DeviceControl::HOB);
-        let drive = self.selected()?;
-        match *data {
-            [low] => drive.write_data(&[low, 0]),
-            _ => drive.write_data(data),
-        }
-    }
-}
-
-impl PortDevice for CommandBlock {
-    fn read(&self, port: u16, data: &mut [u8]) {
-        self.read_string(port, data.len(), data);
-    }
-
-    fn write(&self, port: u16, data: &[u8]) {
-        self.write_string(port, data.len(), data);
-    }
-
-    fn read_string(&self, port: u16, size: usize, data: &mut [u8]) {
-        if port & 7 == offset::DATA {
-            return self.read_data(size, data);
-        }
-        for element in data.chunks_mut(size) {
-            for (register, byte) in (port & 7..).zip(element) {
-                // A wide access that begins within the block may end beyond it.
-                *byte = match register {
-                    0..8 => self.0.access(|state| (state.read_register(register), None)),
-                    _ => 0xff,
-                };
-            }
-        }
-    }
-
-    fn write_string(&self, port: u16, size: usize, data: &[u8]) {
-        if port & 7 == offset::DATA {
-            return self.write_data(size, data);
-        }
-        for element in data.chunks(size) {
-            for (register, byte) in (port & 7..8).zip(element) {
-                self.0.access(|state| ((), state.write_register(register, *byte)));
-            }
-        }
-    }
-}
-
-/// The control block's only port of a channel: alternate status and device control.
-pub(super) struct ControlBlock(pub Arc<Channel>);
-
-impl PortDevice for ControlBlock {
-    fn read(&self, _port: u16, data: &mut [u8]) {
-        data.fill(0xff);
-        data[0] = self.0.lock().alternate_status();
-    }
-
-    fn write(&self, _port: u16, data: &[u8]) {
-        self.0.access(|state| {
-            state.write_control(data[0]);
-            ((), None)
-        });
     }
 }

@@ -1,6 +1,9 @@
 //! What PIO moves at a time, between two interrupts.
 
+use serde::{Deserialize, Serialize};
+
 /// A block of data on its way through the data register.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct DataBlock {
     bytes: Vec<u8>,
     at: usize,
@@ -22,7 +25,27 @@ impl DataBlock {
         self.at == self.bytes.len()
     }
 
+    /// Bytes of the block, and how many of them have passed.
+    pub(super) fn progress(&self) -> (usize, usize) {
+        (self.bytes.len(), self.at)
+    }
+
+    /// Whether it is a block of at most this many bytes.
+    pub(super) fn is_sound(&self, most: usize) -> bool {
+        self.at <= self.bytes.len() && self.bytes.len() <= most
+    }
+
+    /// Bytes that have not passed.
+    pub(super) fn remaining(&self) -> usize {
+        self.bytes.len() - self.at
+    }
+
     /// The content.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The content, taken out.
     pub(super) fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }

@@ -5,9 +5,13 @@
 
 use std::sync::Arc;
 
-use disk::{Buffer, Command as DiskCommand, Disk, DiskError};
+use disk::{BufferError, Command as DiskCommand, Disk, DiskError};
+use serde::{Deserialize, Serialize};
+use vm_memory::GuestMemoryMmap;
 
-use super::ata;
+use super::ata::{self, Statistics};
+use super::atapi::{CdRom, SavedCdRom};
+use super::memory::Memory;
 use super::registers::{Status, TaskFile};
 
 /// What a drive wants of its disk next. It is busy until it is told the outcome by [`Drive::completed`].
@@ -24,10 +28,42 @@ pub(super) struct DmaRequest {
     pub granule: usize,
 }
 
+/// The state of a drive.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) enum SavedDrive {
+    /// An ATA disk.
+    Disk(Box<ata::SavedDrive>),
+    /// An ATAPI CD-ROM.
+    CdRom(Box<SavedCdRom>),
+}
+
+impl SavedDrive {
+    /// What kind of drive it is, as [`Drive::kind`] says.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Disk(_) => "a disk",
+            Self::CdRom(_) => "a CD-ROM drive",
+        }
+    }
+}
+
+/// A state that no drive can be in.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DriveStateError {
+    /// A part that contradicts the rest, or itself.
+    #[error("The {0} is none that a drive can have")]
+    Unsound(&'static str),
+    /// A transfer to or from memory that this machine does not have.
+    #[error(transparent)]
+    Memory(#[from] BufferError),
+}
+
 /// A drive on a cable.
 pub(crate) enum Drive {
     /// An ATA disk.
     Disk(ata::Drive),
+    /// An ATAPI CD-ROM.
+    CdRom(CdRom),
 }
 
 /// Calls the same method of whichever drive it is.
@@ -35,6 +71,7 @@ macro_rules! delegate {
     ($drive:expr, $method:ident($($argument:expr),*)) => {
         match $drive {
             Drive::Disk(drive) => drive.$method($($argument),*),
+            Drive::CdRom(drive) => drive.$method($($argument),*),
         }
     };
 }
@@ -45,6 +82,20 @@ impl Drive {
     pub(super) fn disk(&self) -> Option<&Arc<dyn Disk>> {
         match self {
             Self::Disk(drive) => Some(drive.disk()),
+            Self::CdRom(drive) => drive.disk(),
+        }
+    }
+
+    /// Whether it is a packet device.
+    pub(super) fn is_packet_device(&self) -> bool {
+        matches!(self, Self::CdRom(_))
+    }
+
+    /// The CD-ROM drive, if it is one.
+    pub(super) fn cd_rom_mut(&mut self) -> Option<&mut CdRom> {
+        match self {
+            Self::Disk(_) => None,
+            Self::CdRom(drive) => Some(drive),
         }
     }
 
@@ -116,6 +167,68 @@ impl Drive {
         delegate!(self, write_data(data))
     }
 
+    /// RST#.
+    pub(super) fn hardware_reset(&mut self) {
+        delegate!(self, hardware_reset());
+    }
+
+    /// The machine goes on: the request that waited for that is made again.
+    pub(super) fn resume(&mut self) -> Step {
+        match self {
+            Self::Disk(drive) => drive.resume(),
+            Self::CdRom(_) => None,
+        }
+    }
+
+    /// The error for which the drive wants the machine to stop.
+    pub(super) fn stopped(&self) -> Option<&DiskError> {
+        match self {
+            Self::Disk(drive) => drive.stopped(),
+            Self::CdRom(_) => None,
+        }
+    }
+
+    /// Nobody can stop the machine: the guest gets the error.
+    pub(super) fn report_stopped(&mut self) -> Step {
+        match self {
+            Self::Disk(drive) => drive.report_stopped(),
+            Self::CdRom(_) => None,
+        }
+    }
+
+    /// What a disk drive has done.
+    pub(super) fn statistics(&self) -> Option<Statistics> {
+        match self {
+            Self::Disk(drive) => Some(*drive.statistics()),
+            Self::CdRom(_) => None,
+        }
+    }
+
+    /// What kind of drive this is.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Disk(_) => "a disk",
+            Self::CdRom(_) => "a CD-ROM drive",
+        }
+    }
+
+    /// The state now.
+    pub(super) fn save(&self) -> SavedDrive {
+        match self {
+            Self::Disk(drive) => SavedDrive::Disk(Box::new(drive.save())),
+            Self::CdRom(drive) => SavedDrive::CdRom(Box::new(drive.save())),
+        }
+    }
+
+    /// Takes on the state of a drive of the same kind. Returns the request that was at its disk.
+    pub(super) fn restore(&mut self, saved: SavedDrive, memory: &GuestMemoryMmap) -> Result<Step, DriveStateError> {
+        match (self, saved) {
+            (Self::Disk(drive), SavedDrive::Disk(saved)) => drive.restore(*saved, memory),
+            (Self::CdRom(drive), SavedDrive::CdRom(saved)) => drive.restore(*saved, memory),
+            _ => Err(DriveStateError::Unsound("kind")),
+        }
+    }
+
     /// The request that the drive made of its disk is done.
     pub(super) fn completed(&mut self, outcome: Result<(), DiskError>) -> Step {
         delegate!(self, completed(outcome))
@@ -130,8 +243,8 @@ impl Drive {
     }
 
     /// The bus master offers this memory: what was asked for, or a number of whole granules.
-    pub(super) fn run_dma(&mut self, buffer: Buffer) -> Step {
-        delegate!(self, run_dma(buffer))
+    pub(super) fn run_dma(&mut self, memory: Memory) -> Step {
+        delegate!(self, run_dma(memory))
     }
 
     /// Whether disk and guest memory exchange data.

@@ -9,6 +9,8 @@ pub struct Identity {
     model: String,
     firmware: String,
     world_wide_name: Option<u64>,
+    /// A CompactFlash card.
+    compact_flash: bool,
     /// Whether this is device 1 of its channel.
     second: bool,
     /// Whether the other device of the channel is there.
@@ -52,9 +54,19 @@ impl Identity {
             model: checked("Model", model, 40)?,
             firmware: checked("Firmware revision", firmware, 8)?,
             world_wide_name,
+            compact_flash: false,
             second,
             accompanied,
         })
+    }
+
+    /// The same as a CompactFlash card, or not.
+    pub fn with_compact_flash(self, compact_flash: bool) -> Self {
+        Self { compact_flash, ..self }
+    }
+
+    pub(super) fn compact_flash(&self) -> bool {
+        self.compact_flash
     }
 
     pub(super) fn serial(&self) -> &str {

@@ -1,10 +1,11 @@
 //! The task file and its bits (ATA/ATAPI-6, clause 7).
 
 use bitflags::bitflags;
+use serde::{Deserialize, Serialize};
 
 bitflags! {
     /// The status register (ATA/ATAPI-6, 7.15).
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
     pub struct Status: u8 {
         /// The device is busy; no other bit means anything.
         const BSY = 1 << 7;
@@ -23,8 +24,10 @@ bitflags! {
 
 bitflags! {
     /// The error register (ATA/ATAPI-6, 7.9).
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
     pub struct Error: u8 {
+        /// An Ultra DMA burst did not arrive as it was sent.
+        const ICRC = 1 << 7;
         /// The data could not be read.
         const UNC = 1 << 6;
         /// The address does not exist.
@@ -38,7 +41,7 @@ bitflags! {
 
 bitflags! {
     /// The device control register (ATA/ATAPI-6, 7.8).
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
     pub struct DeviceControl: u8 {
         /// Reads see the previous content of the two-deep registers.
         const HOB = 1 << 7;
@@ -75,7 +78,7 @@ pub mod offset {
 }
 
 /// A register that remembers what it held before the last write, for 48-bit commands (ATA/ATAPI-6, 6.20).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TwoDeep {
     /// The last value written.
     pub current: u8,
@@ -106,7 +109,7 @@ impl TwoDeep {
 }
 
 /// The command block registers that hold a command's parameters, as one device has them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskFile {
     /// Features.
     pub features: TwoDeep,
@@ -129,6 +132,15 @@ impl TaskFile {
             count: TwoDeep::new(1, 0),
             lba_low: TwoDeep::new(1, 0),
             ..Self::default()
+        }
+    }
+
+    /// What a packet device shows after a reset, and when it is taken for a disk.
+    pub fn packet_signature() -> Self {
+        Self {
+            lba_mid: TwoDeep::new(0x14, 0),
+            lba_high: TwoDeep::new(0xeb, 0),
+            ..Self::signature()
         }
     }
 

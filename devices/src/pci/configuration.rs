@@ -22,6 +22,10 @@ pub mod register {
     pub const COMMAND: usize = 0x04;
     /// Status, 16 bits.
     pub const STATUS: usize = 0x06;
+    /// Programming interface, 8 bits.
+    pub const INTERFACE: usize = 0x09;
+    /// Interrupt pin, 8 bits.
+    pub const INTERRUPT_PIN: usize = 0x3d;
     /// The fifth base address register, 32 bits.
     pub const BAR4: usize = 0x20;
 }
@@ -103,6 +107,12 @@ impl ConfigurationSpace {
         self
     }
 
+    /// Lets a guest change the bits of `mask` in the byte at `offset`.
+    pub fn allow_u8(mut self, offset: usize, mask: u8) -> Self {
+        self.writable[offset] = mask;
+        self
+    }
+
     /// Lets a guest change the bits of `mask` in the 16-bit register at `offset`.
     pub fn allow_u16(mut self, offset: usize, mask: u16) -> Self {
         self.writable[offset..offset + 2].copy_from_slice(&mask.to_le_bytes());
@@ -157,6 +167,22 @@ impl ConfigurationSpace {
 
     fn set_u16(&mut self, offset: usize, value: u16) {
         self.bytes[offset..offset + 2].copy_from_slice(&value.to_le_bytes());
+    }
+
+    /// All of it.
+    pub fn bytes(&self) -> &[u8; 256] {
+        &self.bytes
+    }
+
+    /// Takes on what [`ConfigurationSpace::bytes`] gave, as far as a guest can have changed it; `None` if the rest differs.
+    pub fn restore(&mut self, bytes: &[u8]) -> Option<()> {
+        let bytes: &[u8; 256] = bytes.try_into().ok()?;
+        let changeable = |at: usize| self.writable[at] | self.clear_by_one[at];
+        if (0..256).any(|at| (self.bytes[at] ^ bytes[at]) & !changeable(at) != 0) {
+            return None;
+        }
+        self.bytes = *bytes;
+        Some(())
     }
 
     /// A configuration read by the guest.

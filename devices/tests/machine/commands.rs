@@ -260,8 +260,8 @@ fn commands_that_a_disk_does_not_have_abort() {
     let machine = Machine::new(&[0]);
     let drive = machine.drive(0);
     machine.put_table(&[(DATA, 512)]);
-    // NOP, DEVICE RESET, PACKET, IDENTIFY PACKET DEVICE, SECURITY SET PASSWORD, vendor specific.
-    for opcode in [0x00, 0x08, 0xa0, 0xa1, 0xf1, 0xff] {
+    // NOP, DEVICE RESET, DOWNLOAD MICROCODE, PACKET, IDENTIFY PACKET DEVICE, the CFA feature set, vendor specific.
+    for opcode in [0x00, 0x08, 0x92, 0xa0, 0xa1, 0x03, 0x38, 0x87, 0xc0, 0xcd, 0xff] {
         let failed = drive.run(&Command::new(opcode)).expect_err("not a disk's");
         assert_eq!(failed.error, ABRT, "opcode {opcode:#x}");
     }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use devices::bus::PortBus;
-use devices::chipset::{Chipset, ChipsetConfig, DriveConfig};
+use devices::chipset::{Chipset, ChipsetConfig, DriveConfig, Plugged};
+use devices::clock::ManualClock;
+use devices::ide::controller::IdeOptions;
 use devices::interrupt::CountingLine;
 use devices::power::PowerControl;
 use devices::serial::Serial;
@@ -18,6 +20,7 @@ pub const ERR: u8 = 0x01;
 /// DRDY and DSC: a drive at rest.
 pub const READY: u8 = 0x50;
 
+pub const ICRC: u8 = 0x80;
 pub const UNC: u8 = 0x40;
 pub const IDNF: u8 = 0x10;
 pub const ABRT: u8 = 0x04;
@@ -57,6 +60,10 @@ pub struct Machine {
     pub lines: [Arc<CountingLine>; 2],
     pub disks: [Option<Arc<MemoryDisk>>; 4],
     pub power: Arc<RecordedPower>,
+    /// The drives' clock.
+    pub clock: Arc<ManualClock>,
+    /// The interrupt of the IDE function in native mode.
+    pub pci_line: Arc<CountingLine>,
     pub chipset: Chipset,
 }
 
@@ -79,6 +86,46 @@ impl Machine {
     }
 
     pub fn with_disks(disks: [Option<Arc<MemoryDisk>>; 4]) -> Self {
+        Self::configured(disks, IdeOptions::default(), |_, _| {})
+    }
+
+    /// Disks like [`Machine::new`]'s in these slots, and drives that `change` makes others of.
+    pub fn with_drives(slots: &[usize], change: impl Fn(usize, &mut DriveConfig)) -> Self {
+        Self::configured(Self::new(slots).disks, IdeOptions::default(), change)
+    }
+
+    pub fn configured(
+        disks: [Option<Arc<MemoryDisk>>; 4],
+        ide: IdeOptions,
+        change: impl Fn(usize, &mut DriveConfig),
+    ) -> Self {
+        let clock = Arc::new(ManualClock::default());
+        let plugged = std::array::from_fn(|slot| {
+            let mut config = DriveConfig::new(disks[slot].clone()?, slot);
+            config.clock = clock.clone();
+            change(slot, &mut config);
+            Some(Plugged::Disk(config))
+        });
+        Self::build(plugged, disks, ide, clock)
+    }
+
+    /// Any drives, over these disks.
+    pub fn with_plugged(plugged: [Option<Plugged>; 4], disks: [Option<Arc<MemoryDisk>>; 4]) -> Self {
+        Self::build(plugged, disks, IdeOptions::default(), Arc::default())
+    }
+
+    /// Whatever is wanted. The drives' clock is `clock`.
+    pub fn build(
+        plugged: [Option<Plugged>; 4],
+        disks: [Option<Arc<MemoryDisk>>; 4],
+        ide: IdeOptions,
+        clock: Arc<ManualClock>,
+    ) -> Self {
+        let pci_line = Arc::new(CountingLine::default());
+        let ide = IdeOptions {
+            pci_line: Some(pci_line.clone()),
+            ..ide
+        };
         let bus = Arc::new(PortBus::default());
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).expect("anonymous memory");
         let lines = [Arc::new(CountingLine::default()), Arc::new(CountingLine::default())];
@@ -88,12 +135,12 @@ impl Machine {
             Box::new(std::io::sink()),
             Box::new(|| {}),
         );
-        let drive = |slot: usize| disks[slot].clone().map(|disk| DriveConfig::new(disk, slot));
         let chipset = Chipset::new(ChipsetConfig {
             memory: memory.clone(),
             bus: bus.clone(),
             ide_lines: [lines[0].clone(), lines[1].clone()],
-            drives: [drive(0), drive(1), drive(2), drive(3)],
+            ide,
+            drives: plugged,
             serial,
             power: power.clone(),
         })
@@ -104,6 +151,8 @@ impl Machine {
             lines,
             disks,
             power,
+            clock,
+            pci_line,
             chipset,
         }
     }
@@ -478,6 +527,26 @@ impl Ata<'_> {
     pub fn dma_write(&self, command: &Command, data: &[u8]) -> Result<(), Failed> {
         self.machine.put(DATA, data);
         self.dma(command, false, data.len())
+    }
+
+    /// How a command of one sector for the drive itself ends.
+    pub fn give(&self, command: &Command, sector: &[u8]) -> Result<(), Failed> {
+        self.issue(command);
+        for sector in sector.chunks(512) {
+            if self.alternate_status() & ERR != 0 {
+                break;
+            }
+            assert_eq!(self.status(), READY | DRQ);
+            self.machine.bus.write(self.command, 2, sector);
+            self.machine.settle();
+        }
+        self.outcome(command)
+    }
+
+    /// The error register of a command without data that has to fail.
+    pub fn refused(&self, command: &Command) -> u8 {
+        let failed = self.run(command).expect_err("a command that is refused");
+        failed.error
     }
 
     /// IDENTIFY DEVICE, as words.

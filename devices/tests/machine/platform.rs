@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use devices::bus::PortBus;
-use devices::chipset::{Chipset, ChipsetConfig, ChipsetError, DriveConfig};
+use devices::chipset::{Chipset, ChipsetConfig, ChipsetError, DriveConfig, Plugged};
 use devices::interrupt::CountingLine;
 use devices::piix4::power_management::{PM_TIMER_PORT, PM1A_CONTROL_PORT, SLEEP_TYPE_S5};
 use devices::reset::{RESET_PORT, RESET_VALUE};
@@ -209,7 +209,8 @@ fn build(drives: [Option<DriveConfig>; 4]) -> Result<Chipset, ChipsetError> {
         memory: GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).expect("anonymous memory"),
         bus: Arc::new(PortBus::default()),
         ide_lines: [line(), line()],
-        drives,
+        ide: devices::ide::controller::IdeOptions::default(),
+        drives: drives.map(|drive| drive.map(Plugged::Disk)),
         serial: Serial::new(line(), Box::new(std::io::sink()), Box::new(|| {})),
         power: Arc::new(RecordedPower::default()),
     })

@@ -86,6 +86,8 @@ struct Slots {
     /// Where the search for a victim goes on (second chance).
     hand: usize,
     dirty: [usize; 4],
+    /// By class, the slots that became dirty. Some may be clean again; `Slot::listed` says which are in here.
+    became_dirty: [Vec<usize>; 4],
     next_generation: u64,
 }
 
@@ -94,6 +96,8 @@ struct Slot {
     class: Class,
     state: State,
     recently_used: bool,
+    /// In which lists of those that became dirty it is: a bit per class.
+    listed: u8,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -125,6 +129,18 @@ impl Cache {
         self.slice_size as u64
     }
 
+    /// The slice at `offset` of the image file, if it is here.
+    pub(crate) fn peek(&self, offset: u64) -> Option<Slice> {
+        let mut slots = self.slots.borrow_mut();
+        let slot = *slots.by_offset.get(&offset)?;
+        let entry = &mut slots.slots[slot];
+        if entry.state == State::Loading {
+            return None;
+        }
+        entry.recently_used = true;
+        Some(Slice { slot, offset })
+    }
+
     /// Looks for the slice at `offset` of the image file, or makes room for it.
     pub(crate) fn request(self: &Rc<Self>, offset: u64, class: Class) -> Found {
         debug_assert!(offset.is_multiple_of(self.slice_size()) && offset != 0);
@@ -138,11 +154,13 @@ impl Cache {
             return Found::Ready(Slice { slot, offset });
         }
         let Some(slot) = slots.vacate() else { return Found::Full };
+        let listed = slots.slots[slot].listed;
         slots.slots[slot] = Slot {
             offset,
             class,
             state: State::Loading,
             recently_used: true,
+            listed,
         };
         slots.by_offset.insert(offset, slot);
         Found::Load(Loading {
@@ -206,32 +224,37 @@ impl Cache {
         self.slots.borrow().dirty[class as usize] > 0
     }
 
+    /// A number that grows with each change, and says which was the last.
+    pub(crate) fn generation(&self) -> u64 {
+        self.slots.borrow().next_generation
+    }
+
     /// Copies of all dirty slices of a class, in file order.
     pub(crate) fn dirty_slices(&self, class: Class) -> Vec<DirtySlice> {
-        let slots = self.slots.borrow();
-        let dirty = slots
-            .slots
-            .iter()
-            .enumerate()
-            .filter_map(|(slot, entry)| match entry.state {
-                State::Dirty(generation) if entry.class == class => Some((slot, generation, entry.offset)),
-                _ => None,
-            });
-        let mut copies: Vec<_> = dirty
-            .map(|(slot, generation, offset)| {
-                let mut bytes = vec![0; self.slice_size];
-                self.memory
-                    .buffer()
-                    .copy_to_slice(self.memory.content(slot).start, &mut bytes);
-                DirtySlice {
-                    slot,
-                    generation,
-                    class,
-                    offset,
-                    content: Buffer::from_slice(&bytes),
+        let mut slots = self.slots.borrow_mut();
+        let mut copies = Vec::with_capacity(slots.dirty[class as usize]);
+        let mut listed = std::mem::take(&mut slots.became_dirty[class as usize]);
+        listed.retain(|&slot| {
+            let entry = &mut slots.slots[slot];
+            match entry.state {
+                State::Dirty(generation) if entry.class == class => {
+                    let place = self.memory.content(slot);
+                    copies.push(DirtySlice {
+                        slot,
+                        generation,
+                        class,
+                        offset: entry.offset,
+                        content: self.memory.buffer().duplicate(place),
+                    });
+                    true
                 }
-            })
-            .collect();
+                _ => {
+                    entry.listed &= !(1 << class as u8);
+                    false
+                }
+            }
+        });
+        slots.became_dirty[class as usize] = listed;
         copies.sort_by_key(|copy| copy.offset);
         copies
     }
@@ -331,6 +354,7 @@ impl Slots {
                 class: Class::L2Table,
                 state: State::Vacant,
                 recently_used: false,
+                listed: 0,
             });
             return Some(self.slots.len() - 1);
         }
@@ -367,5 +391,10 @@ impl Slots {
         self.dirty[entry.class as usize] += usize::from(is_dirty);
         self.dirty[entry.class as usize] -= usize::from(was_dirty);
         entry.state = state;
+        let (class, bit) = (entry.class as usize, 1 << entry.class as u8);
+        if is_dirty && entry.listed & bit == 0 {
+            entry.listed |= bit;
+            self.became_dirty[class].push(slot);
+        }
     }
 }

@@ -13,16 +13,18 @@ use std::ops::Range;
 use std::sync::atomic::{Ordering, compiler_fence};
 
 use super::cache::Class;
+use super::token::Token;
 use crate::Buffer;
+use crate::disk::Corruption;
 
 /// The largest slice, in bytes.
-const MAX_SLICE_SIZE: usize = 4096;
+pub(super) const MAX_SLICE_SIZE: usize = 4096;
 
 /// Fewer slots than this, and two requests could wait for each other's.
 const MIN_SLOTS: usize = 64;
 
 const PAGE: usize = 4096;
-const MAGIC: [u8; 16] = *b"spindle cache 1\0";
+const MAGIC: [u8; 16] = *b"spindle cache 2\0";
 const INDEX_AT: usize = PAGE;
 const INDEX_ENTRY: usize = 16;
 
@@ -43,6 +45,11 @@ pub(crate) struct Identity {
     pub boot: [u8; 16],
     /// The user who made it.
     pub user: u32,
+    /// The length of the image file in bytes. It grows, so what was recorded is the least that it can be.
+    pub size: u64,
+    /// What the image's header was given when it was opened, if it has room for that. Another image that was copied over this one
+    /// has another.
+    pub token: Option<Token>,
 }
 
 /// How many slots of which size a cache has.
@@ -94,6 +101,11 @@ pub(crate) trait LastingMemory {
 
     /// Nothing there is of use any more.
     fn remove(&self);
+
+    /// What tells the next cache from all others: random, and never given twice.
+    fn new_token(&self) -> Option<Token> {
+        None
+    }
 }
 
 /// A slice that was dirty when its process ended.
@@ -105,6 +117,22 @@ pub(crate) struct Survivor {
     pub content: Vec<u8>,
 }
 
+impl Survivor {
+    /// It belongs into the image, whose clusters end before `image_end`, and not over the header.
+    pub(crate) fn check_within(&self, cluster_size: u64, image_end: u64) -> Result<(), Corruption> {
+        let end = self.offset + self.content.len() as u64;
+        if self.offset >= cluster_size && end <= image_end {
+            return Ok(());
+        }
+        Err(Corruption {
+            structure: "metadata cache",
+            at: self.offset,
+            found: end,
+            expected: "a slice within the image",
+        })
+    }
+}
+
 /// Why memory that was found is not used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CacheError {
@@ -114,6 +142,14 @@ pub enum CacheError {
     /// It belongs to another image, boot or user.
     #[error("it belongs to another image, boot or user")]
     Identity,
+    /// The image file was longer when it was used.
+    #[error("its image had at least {recorded} bytes, and this one has {found}")]
+    Shorter {
+        /// The length of the image file when it was opened, in bytes.
+        recorded: u64,
+        /// The length of the image file now, in bytes.
+        found: u64,
+    },
     /// An entry of its index is damaged.
     #[error("entry {0} of its index is damaged")]
     Index(usize),
@@ -165,6 +201,9 @@ impl CacheMemory {
         compiler_fence(Ordering::SeqCst);
         self.buffer.copy_from_slice(at, bytes);
         compiler_fence(Ordering::SeqCst);
+        if cfg!(debug_assertions) {
+            crate::simulation::memory::stored();
+        }
     }
 }
 
@@ -206,6 +245,9 @@ fn encode_header(shape: Shape, identity: Identity) -> Vec<u8> {
     header.extend(u64::from(identity.born.1).to_ne_bytes());
     header.extend(identity.boot);
     header.extend(u64::from(identity.user).to_ne_bytes());
+    header.extend(u64::from(identity.token.is_some()).to_ne_bytes());
+    header.extend(identity.token.unwrap_or_default());
+    header.extend(identity.size.to_ne_bytes());
     header.extend((shape.slice_size as u64).to_ne_bytes());
     header.extend((shape.slots as u64).to_ne_bytes());
     header.extend(checksum(&header).to_ne_bytes());
@@ -236,8 +278,18 @@ fn decode_header(bytes: &[u8], identity: Identity) -> Result<Shape, CacheError> 
     if !(512..=MAX_SLICE_SIZE).contains(&slice_size) || !slots_fit || shape.length() > bytes.len() {
         return Err(CacheError::Header);
     }
-    if bytes[..length] != encode_header(shape, identity)[..] {
+    let recorded = Identity {
+        size: u64_at(bytes, length - 32),
+        ..identity
+    };
+    if bytes[..length] != encode_header(shape, recorded)[..] {
         return Err(CacheError::Identity);
+    }
+    if identity.size < recorded.size {
+        return Err(CacheError::Shorter {
+            recorded: recorded.size,
+            found: identity.size,
+        });
     }
     Ok(shape)
 }
@@ -265,6 +317,8 @@ mod tests {
             born: (5, 6),
             boot: [3; 16],
             user: 4,
+            size: 7,
+            token: Some([8; 16]),
         }
     }
 
@@ -306,9 +360,25 @@ mod tests {
                 ..identity()
             },
             Identity { user: 0, ..identity() },
+            Identity {
+                token: Some([9; 16]),
+                ..identity()
+            },
+            Identity {
+                token: None,
+                ..identity()
+            },
         ] {
             assert_eq!(survivors(&bytes, other).err(), Some(CacheError::Identity));
         }
+    }
+
+    #[test]
+    fn an_image_may_have_grown_and_not_shrunk() {
+        let bytes = memory().buffer().to_vec();
+        let sized = |size| survivors(&bytes, Identity { size, ..identity() }).err();
+        assert_eq!(sized(8), None);
+        assert_eq!(sized(6), Some(CacheError::Shorter { recorded: 7, found: 6 }));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Compressed clusters (qcow2 spec, "Compressed Clusters Descriptor"): read only; a write replaces them.
+//! Compressed clusters (qcow2 spec, "Compressed Clusters Descriptor"): read here; a write replaces them.
 
 use std::io::Read;
 use std::rc::Rc;
@@ -20,9 +20,14 @@ impl Qcow2 {
         target: Piece,
     ) -> Result<(), DiskError> {
         let stored = self.file.read_bytes(host, length as usize).await?;
-        let mut cluster = vec![0; self.cluster_size() as usize];
-        let algorithm = self.header.borrow().compression;
-        if decompress(algorithm, &stored, &mut cluster).is_err() {
+        let (algorithm, cluster_size) = (self.header.borrow().compression, self.cluster_size() as usize);
+        // It takes a hundred times as long as everything else here, so others do it, and requests that need none of it go on meanwhile. It
+        // works on memory of its own, which nobody misses if this request is dropped.
+        let decompressed = self.tasks.compute(move || {
+            let mut cluster = vec![0; cluster_size];
+            decompress(algorithm, &stored, &mut cluster).ok().map(|()| cluster)
+        });
+        let Some(cluster) = decompressed.await.flatten() else {
             let expected = "a compressed cluster";
             let found = offset >> self.cluster_bits;
             return Err(self.corrupt(Corruption {
@@ -31,7 +36,7 @@ impl Qcow2 {
                 found,
                 expected,
             }));
-        }
+        };
         let within = self.within_cluster(offset) as usize;
         target
             .buffer
@@ -41,7 +46,7 @@ impl Qcow2 {
 }
 
 /// Fills `cluster` from `stored`. What follows the compressed data in `stored` is not part of it.
-fn decompress(algorithm: Compression, stored: &[u8], cluster: &mut [u8]) -> std::io::Result<()> {
+pub(super) fn decompress(algorithm: Compression, stored: &[u8], cluster: &mut [u8]) -> std::io::Result<()> {
     match algorithm {
         Compression::Deflate => flate2::read::DeflateDecoder::new(stored).read_exact(cluster),
         Compression::Zstd => zstd::stream::read::Decoder::with_buffer(stored)?.read_exact(cluster),

@@ -1,6 +1,8 @@
 //! New images: the metadata of an empty disk, as bytes.
 
-use super::header::{BackingReference, Header, HeaderError, MAGIC};
+use super::header::{
+    BackingReference, COMPATIBLE_LAZY_REFCOUNTS, Compression, Header, HeaderError, INCOMPATIBLE_COMPRESSION_TYPE, MAGIC,
+};
 use super::refcount::set_refcount;
 
 /// Bytes of the version 3 header that new images have: with the compression type and its padding.
@@ -19,6 +21,23 @@ pub struct CreateOptions {
     pub refcount_order: u32,
     /// The file below, if any.
     pub backing: Option<BackingReference>,
+    /// Compatible feature bit 0: refcounts may be brought up to date late. Version 3.
+    pub lazy_refcounts: bool,
+    /// How compressed clusters will be compressed; only deflate in version 2.
+    pub compression: Compression,
+}
+
+/// Where the first tables of a new image lie, in clusters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Layout {
+    pub table_at: u64,
+    pub table_clusters: u64,
+    pub blocks_at: u64,
+    pub blocks: u64,
+    pub l1_at: u64,
+    pub l1_entries: u64,
+    /// The first cluster behind them.
+    pub end: u64,
 }
 
 impl CreateOptions {
@@ -30,49 +49,132 @@ impl CreateOptions {
             cluster_bits: 16,
             refcount_order: 4,
             backing: None,
+            lazy_refcounts: false,
+            compression: Compression::Deflate,
+        }
+    }
+
+    pub(crate) fn cluster_size(&self) -> u64 {
+        1 << self.cluster_bits
+    }
+
+    /// Clusters that one refcount block describes.
+    pub(crate) fn clusters_per_block(&self) -> u64 {
+        (self.cluster_size() * 8) >> self.refcount_order
+    }
+
+    /// Where the first tables lie, if the refcount table has at least `table_clusters` clusters.
+    pub(crate) fn layout(&self, table_clusters: u64) -> Layout {
+        let l1_entries = self.size.div_ceil(1 << (2 * self.cluster_bits - 3));
+        let l1_clusters = (l1_entries * 8).div_ceil(self.cluster_size());
+        let (mut blocks, mut table_clusters) = (1, table_clusters.max(1));
+        loop {
+            let clusters = 1 + table_clusters + blocks + l1_clusters;
+            let needed = clusters.div_ceil(self.clusters_per_block()).max(blocks);
+            let table = (needed * 8).div_ceil(self.cluster_size()).max(table_clusters);
+            if (needed, table) == (blocks, table_clusters) {
+                break;
+            }
+            (blocks, table_clusters) = (needed, table);
+        }
+        let blocks_at = 1 + table_clusters;
+        Layout {
+            table_at: 1,
+            table_clusters,
+            blocks_at,
+            blocks,
+            l1_at: blocks_at + blocks,
+            l1_entries,
+            end: blocks_at + blocks + l1_clusters,
         }
     }
 
     /// The first clusters of the image file: header, refcount table, refcount blocks, L1 table.
     pub fn metadata(&self) -> Result<Vec<u8>, HeaderError> {
-        let cluster_size = 1usize << self.cluster_bits;
-        let l1_entries = self.size.div_ceil(1 << (2 * self.cluster_bits - 3)) as usize;
-        let l1_clusters = (l1_entries * 8).div_ceil(cluster_size);
-        let refcounts_per_block = (cluster_size * 8) >> self.refcount_order;
-        let (mut blocks, mut table_clusters) = (1, 1);
-        loop {
-            let clusters = 1 + table_clusters + blocks + l1_clusters;
-            let needed = (
-                clusters.div_ceil(refcounts_per_block),
-                (blocks * 8).div_ceil(cluster_size),
-            );
-            if needed == (blocks, table_clusters) {
-                break;
-            }
-            (blocks, table_clusters) = (needed.0.max(blocks), needed.1.max(table_clusters));
-        }
-        let table_at = cluster_size;
-        let blocks_at = table_at + table_clusters * cluster_size;
-        let l1_at = blocks_at + blocks * cluster_size;
-        let end = l1_at + l1_clusters * cluster_size;
+        self.metadata_as(self.layout(1))
+    }
 
-        let mut image = vec![0; end];
+    /// As above, laid out like this.
+    pub(crate) fn metadata_as(&self, layout: Layout) -> Result<Vec<u8>, HeaderError> {
+        let cluster_size = self.cluster_size() as usize;
+        self.check_options()?;
+        let bytes = |clusters: u64| clusters as usize * cluster_size;
+        let (table_at, blocks_at, l1_at) = (bytes(layout.table_at), bytes(layout.blocks_at), bytes(layout.l1_at));
+        let mut image = vec![0; bytes(layout.end)];
         self.write_header(
             &mut image[..cluster_size],
-            l1_entries as u32,
+            layout.l1_entries as u32,
             l1_at,
             table_at,
-            table_clusters as u32,
+            layout.table_clusters as u32,
         );
-        for block in 0..blocks {
+        for block in 0..layout.blocks as usize {
             let offset = (blocks_at + block * cluster_size) as u64;
             image[table_at + block * 8..][..8].copy_from_slice(&offset.to_be_bytes());
         }
-        for cluster in 0..end / cluster_size {
-            set_refcount(&mut image[blocks_at..l1_at], cluster, self.refcount_order, 1);
+        for cluster in 0..layout.end as usize {
+            set_refcount(
+                &mut image[blocks_at..l1_at.max(blocks_at)],
+                cluster,
+                self.refcount_order,
+                1,
+            );
         }
         Header::parse(&image[..cluster_size])?;
         Ok(image)
+    }
+
+    /// What would make no image, or one that says something else.
+    fn check_options(&self) -> Result<(), HeaderError> {
+        let refuse = |field, offset, found: String, allowed: &str| {
+            Err(HeaderError::Field {
+                field,
+                offset,
+                found,
+                allowed: allowed.to_owned(),
+            })
+        };
+        if !(9..=21).contains(&self.cluster_bits) {
+            return refuse("cluster_bits", 20, self.cluster_bits.to_string(), "9 to 21");
+        }
+        if self.size > i64::MAX as u64 {
+            return refuse("size", 24, self.size.to_string(), "at most 2^63 - 1");
+        }
+        let l1_entries = super::header::l1_entries_for(self.size, self.cluster_bits);
+        if l1_entries * 8 > super::header::MAX_L1_BYTES {
+            return refuse(
+                "l1_size",
+                36,
+                l1_entries.to_string(),
+                "an L1 table of at most 32 MiB; larger clusters need less",
+            );
+        }
+        if self.version < 3 && self.refcount_order != 4 {
+            return refuse(
+                "refcount_order",
+                96,
+                self.refcount_order.to_string(),
+                "4 (16 bits) in version 2",
+            );
+        }
+        if self.version < 3 && self.lazy_refcounts {
+            return refuse("compatible_features", 80, "lazy refcounts".into(), "none in version 2");
+        }
+        if self.version < 3 && self.compression != Compression::Deflate {
+            return refuse("compression_type", 104, "1 (zstd)".into(), "0 (deflate) in version 2");
+        }
+        let names = self.backing.as_ref().map_or(0, |backing| {
+            backing.name.len() + backing.format.as_ref().map_or(0, String::len).next_multiple_of(8)
+        });
+        if NEW_HEADER_LENGTH as usize + 16 + names > self.cluster_size() as usize {
+            return refuse(
+                "backing_file_size",
+                16,
+                names.to_string(),
+                "a name that fits into the first cluster",
+            );
+        }
+        Ok(())
     }
 
     fn write_header(&self, header: &mut [u8], l1_size: u32, l1_at: usize, table_at: usize, table_clusters: u32) {
@@ -89,6 +191,13 @@ impl CreateOptions {
         if self.version >= 3 {
             put(96, &self.refcount_order.to_be_bytes());
             put(100, &NEW_HEADER_LENGTH.to_be_bytes());
+            if self.lazy_refcounts {
+                put(80, &COMPATIBLE_LAZY_REFCOUNTS.to_be_bytes());
+            }
+            if self.compression == Compression::Zstd {
+                put(72, &INCOMPATIBLE_COMPRESSION_TYPE.to_be_bytes());
+                put(104, &[1]);
+            }
             extensions = NEW_HEADER_LENGTH as usize;
         }
         let Some(backing) = &self.backing else { return };

@@ -20,7 +20,8 @@ impl Qcow2 {
         if start >= end || (self.header.borrow().version == 2 && self.backing.is_some()) {
             return Ok(());
         }
-        self.zero_clusters(start, end).await
+        // What is left of a last cluster that is no longer the disk's last may stay as it is.
+        self.zero_clusters(start, end, offset + length).await.map(drop)
     }
 
     /// Makes the range read as zeros: whole clusters by their L2 entry, the rest by writing.
@@ -31,8 +32,8 @@ impl Qcow2 {
             return self.write_zero_bytes(offset, end).await;
         }
         self.write_zero_bytes(offset, whole.start).await?;
-        self.zero_clusters(whole.start, whole.end).await?;
-        self.write_zero_bytes(whole.end, end).await
+        let zeroed = self.zero_clusters(whole.start, whole.end, end).await?;
+        self.write_zero_bytes(zeroed, end).await
     }
 
     /// The end of the last cluster that ends at or before `end`. The disk's last cluster counts as whole.
@@ -57,19 +58,26 @@ impl Qcow2 {
         Ok(())
     }
 
-    async fn zero_clusters(self: &Rc<Self>, start: u64, end: u64) -> Result<(), DiskError> {
+    /// Gives up the clusters of these bytes, of which those from `asked_until` on lie behind the end of the disk. Returns where
+    /// it stopped: before a last cluster that, when its turn came, was not the disk's last any more.
+    async fn zero_clusters(self: &Rc<Self>, start: u64, end: u64, asked_until: u64) -> Result<u64, DiskError> {
         let clusters = self.cluster_of(start)..self.cluster_of(end);
         let _changing = self.in_flight.change_mapping(clusters.clone()).await;
         self.check_not_struck()?;
-        // The disk's last cluster may end beyond the disk.
-        let length = end.min(self.capacity().next_multiple_of(self.cluster_size()).max(start)) - start;
-        if length < end - start {
-            self.check_within_disk(start, end - start)?;
-        }
+        let asked_until = asked_until.min(end);
+        self.check_within_disk(start, asked_until - start)?;
+        // A snapshot that was applied meanwhile may have made the disk longer, and what was behind its end the guest's.
+        let end = if asked_until == self.capacity() {
+            end
+        } else {
+            asked_until - self.within_cluster(asked_until)
+        };
         // With a backing file an unallocated cluster shows it; a zero cluster hides it.
         let entry = if self.backing.is_some() { ZERO } else { 0 };
-        self.replace_clusters(clusters, entry).await?;
-        self.write_through().await
+        self.replace_clusters(self.cluster_of(start)..self.cluster_of(end), entry)
+            .await?;
+        self.write_through().await?;
+        Ok(end)
     }
 
     /// Gives up clusters, whose mapping the caller has for itself, in favour of an L2 entry without one: 0 or [`ZERO`].

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::token::{self, Token, TokenPlace};
 use crate::DiskError;
 use crate::storage::ImageFile;
 
@@ -34,8 +35,11 @@ pub const INCOMPATIBLE_DIRTY: u64 = 1 << 0;
 /// Bit 1: the image is damaged and must not be written.
 pub const INCOMPATIBLE_CORRUPT: u64 = 1 << 1;
 const INCOMPATIBLE_EXTERNAL_DATA: u64 = 1 << 2;
-const INCOMPATIBLE_COMPRESSION_TYPE: u64 = 1 << 3;
+pub(super) const INCOMPATIBLE_COMPRESSION_TYPE: u64 = 1 << 3;
 const INCOMPATIBLE_EXTENDED_L2: u64 = 1 << 4;
+
+/// Bit 0 of the compatible features: refcounts may be brought up to date late.
+pub(super) const COMPATIBLE_LAZY_REFCOUNTS: u64 = 1 << 0;
 
 /// Where the size of the disk lies, followed by crypt_method and the places of the tables.
 const TABLES_AT: u64 = 24;
@@ -83,6 +87,8 @@ pub struct Header {
     pub compression: Compression,
     /// The file below this one, if any.
     pub backing: Option<BackingReference>,
+    /// The token by which this image knows its metadata cache.
+    pub token: TokenPlace,
 }
 
 /// The algorithm of compressed clusters (qcow2 spec, "compression_type").
@@ -217,11 +223,13 @@ impl Header {
             refcount_order,
             compression: parse_compression(&fields, version, incompatible_features, header_length)?,
             backing: None,
+            token: TokenPlace::Nowhere,
         };
         header.check_length(header_length)?;
         let extensions = Extensions::parse(bytes, header_length as usize, header.cluster_size())?;
         header.check_features(&fields, &extensions)?;
         header.check_tables()?;
+        header.token = TokenPlace::find(bytes, &extensions, &fields, header.cluster_size())?;
         header.backing = header.parse_backing(&fields, header_length, extensions.backing_format)?;
         Ok(header)
     }
@@ -264,6 +272,11 @@ impl Header {
     /// Whether the image is marked as damaged.
     pub fn is_corrupt(&self) -> bool {
         self.incompatible_features & INCOMPATIBLE_CORRUPT != 0
+    }
+
+    /// Whether refcounts may be brought up to date late.
+    pub fn has_lazy_refcounts(&self) -> bool {
+        self.compatible_features & COMPATIBLE_LAZY_REFCOUNTS != 0
     }
 
     /// L1 entries that a disk of `size` bytes needs.
@@ -467,6 +480,33 @@ pub(super) fn l1_entries_for(size: u64, cluster_bits: u32) -> u64 {
     size.div_ceil(1 << bytes_per_entry_bits)
 }
 
+impl TokenPlace {
+    /// In our own extension, or else behind the last one, if the bytes there are zeros that nothing names.
+    fn find(
+        bytes: &[u8],
+        extensions: &Extensions,
+        fields: &Fields<'_>,
+        cluster_size: u64,
+    ) -> Result<Self, HeaderError> {
+        if let Some((at, token)) = extensions.token {
+            return Ok(TokenPlace::Found { at, token });
+        }
+        let Some(marker) = extensions.end_marker else {
+            return Ok(TokenPlace::Nowhere);
+        };
+        let end = marker + token::EXTENSION_BYTES;
+        let unused = bytes.get(marker as usize..end as usize);
+        let is_zero = unused.is_some_and(|bytes| bytes.iter().all(|byte| *byte == 0));
+        let name_at = fields.u64(8)?;
+        let is_name = name_at != 0 && name_at < end && marker < name_at.saturating_add(u64::from(fields.u32(16)?));
+        Ok(if is_zero && !is_name && end <= cluster_size {
+            TokenPlace::Room { marker }
+        } else {
+            TokenPlace::Nowhere
+        })
+    }
+}
+
 /// What the header extensions say.
 #[derive(Default)]
 struct Extensions {
@@ -474,6 +514,10 @@ struct Extensions {
     /// Type, bit number and name of each feature.
     feature_names: Vec<(u8, u8, String)>,
     unsupported: Option<&'static str>,
+    /// Our own: where its content lies, in bytes, and the content.
+    token: Option<(u64, Token)>,
+    /// Where the marker of the end lies, in bytes.
+    end_marker: Option<u64>,
 }
 
 impl Extensions {
@@ -484,6 +528,7 @@ impl Extensions {
         // An area that ends without an end marker ends there; images of old tools do.
         while let (Some(kind), Some(length)) = (word(area, position), word(area, position + 4)) {
             if kind == EXTENSION_END {
+                extensions.end_marker = Some(position as u64);
                 break;
             }
             let data = position + 8;
@@ -491,7 +536,10 @@ impl Extensions {
                 let allowed = format!("at most {}", area.len().saturating_sub(data));
                 return refuse("header extension length", position + 4, length, allowed);
             };
-            extensions.take(kind, content);
+            match (kind, content.try_into()) {
+                (token::EXTENSION, Ok(token)) => extensions.token = Some((data as u64, token)),
+                _ => extensions.take(kind, content),
+            }
             position = data + content.len().next_multiple_of(8);
         }
         Ok(extensions)

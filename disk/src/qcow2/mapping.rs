@@ -27,8 +27,8 @@ pub(super) struct Extent {
 pub(super) enum Kind {
     /// In the backing file; without one they are zeros.
     Unallocated,
-    /// They are zeros.
-    Zero,
+    /// They are zeros. Byte `host` of the image file and following may be reserved for them.
+    Zero { host: Option<u64> },
     /// At byte `host` of the image file and following. `in_place`: they may be overwritten there.
     Data { host: u64, in_place: bool },
     /// Compressed in `length` bytes at byte `host`; one cluster.
@@ -38,9 +38,26 @@ pub(super) enum Kind {
 impl Qcow2 {
     /// How the bytes from `offset` on are stored, at most `length` of them.
     pub(super) async fn lookup(self: &Rc<Self>, offset: u64, length: u64) -> Result<Extent, DiskError> {
+        let found = self.l2_slice(self.cluster_of(offset)).await?;
+        self.extent(found, offset, length)
+    }
+
+    /// Like [`Qcow2::lookup`]. `None` if that would have to wait for the image file.
+    pub(super) fn lookup_cached(&self, offset: u64, length: u64) -> Option<Result<Extent, DiskError>> {
+        let cluster = self.cluster_of(offset);
+        let found = match self.l1_entry(cluster) {
+            Err(error) => return Some(Err(error)),
+            Ok(None) => None,
+            Ok(Some(l1)) => Some((l1, self.cache.peek(self.slice_offset(l1.table, cluster))?)),
+        };
+        Some(self.extent(found, offset, length))
+    }
+
+    /// How the bytes from `offset` on are stored, at most `length` of them, where their first L2 entry is in the slice `found`.
+    fn extent(&self, found: Option<(L1Entry, Slice)>, offset: u64, length: u64) -> Result<Extent, DiskError> {
         let cluster = self.cluster_of(offset);
         let within = self.within_cluster(offset);
-        let Some((l1, slice)) = self.l2_slice(cluster).await? else {
+        let Some((l1, slice)) = found else {
             // No table: everything up to the next one is unallocated.
             let table_bytes = self.cluster_size() << self.l2_bits();
             let length = length.min(table_bytes - (offset & (table_bytes - 1)));
@@ -64,6 +81,9 @@ impl Qcow2 {
             Kind::Data { host, in_place } => Kind::Data {
                 host: host + within,
                 in_place,
+            },
+            Kind::Zero { host: Some(host) } => Kind::Zero {
+                host: Some(host + within),
             },
             other => other,
         };
@@ -236,7 +256,7 @@ impl Qcow2 {
     fn kind(&self, slice: Slice, cluster: u64, table_is_ours: bool) -> Result<Kind, DiskError> {
         Ok(match self.l2_entry(slice, cluster)? {
             L2Entry::Unallocated => Kind::Unallocated,
-            L2Entry::Zero { .. } => Kind::Zero,
+            L2Entry::Zero { host } => Kind::Zero { host },
             L2Entry::Data { host, copied } => Kind::Data {
                 host,
                 in_place: copied && table_is_ours && !self.read_only,
@@ -251,6 +271,9 @@ impl Qcow2 {
             Kind::Data { host, in_place } => Kind::Data {
                 host: host + (run << self.cluster_bits),
                 in_place,
+            },
+            Kind::Zero { host: Some(host) } => Kind::Zero {
+                host: Some(host + (run << self.cluster_bits)),
             },
             // Two compressed clusters never lie at the same place, so this ends the extent.
             other => other,

@@ -4,15 +4,16 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use super::cache::Cache;
-use super::cache_memory::{CacheMemory, Identity, LastingMemory, Shape, survivors};
+use super::cache_memory::{CacheError, CacheMemory, Identity, LastingMemory, Shape, survivors};
 use super::entry::{L1Entry, L2Entry, words};
 use super::header::{Header, INCOMPATIBLE_DIRTY};
 use super::overlap::MetadataMap;
 use super::refcount::{Refcounts, get_refcount};
 use super::snapshot;
 use super::snapshot_table::{self, SnapshotRecord};
+use super::token::Token;
 use super::write_back::WriteBack;
-use super::{Qcow2, recover};
+use super::{Qcow2, recover, token};
 use crate::disk::Corruption;
 use crate::failpoint::{self, Point};
 use crate::image::Image;
@@ -21,8 +22,34 @@ use crate::storage::ImageFile;
 use crate::tasks::Tasks;
 use crate::{Buffer, DiskError};
 
-/// The default size of the metadata cache, in bytes: L2 slices for 256 GiB at the default cluster size, and their refcounts.
-pub(crate) const DEFAULT_CACHE_BYTES: usize = 36 << 20;
+/// The most that a metadata cache has by default, in bytes: what an image of 256 GiB with clusters of 64 KiB can use, which is 32 MiB of
+/// L2 tables, 8 MiB of refcounts, and the tables above them.
+const MAX_DEFAULT_CACHE_BYTES: u64 = 41 << 20;
+
+/// What is left for the tables above, and for tables that grow.
+const SPARE_CACHE_BYTES: u64 = 1 << 20;
+
+/// The default size of the metadata cache of an image, in bytes: all of its tables, within a limit.
+pub(crate) fn default_cache_bytes(header: &Header) -> usize {
+    let clusters = header.size.div_ceil(header.cluster_size());
+    let l2_tables = clusters.saturating_mul(8);
+    let refcounts = (clusters << header.refcount_order >> 3).saturating_add(l2_tables);
+    let tables = l2_tables.saturating_add(refcounts);
+    tables.saturating_add(SPARE_CACHE_BYTES).min(MAX_DEFAULT_CACHE_BYTES) as usize
+}
+
+/// Whether memory that a process left behind belongs to the image with this header, and is whole.
+pub(crate) fn check_left_behind(bytes: &[u8], identity: Identity, header: &Header) -> Result<(), CacheError> {
+    survivors(bytes, of_image(identity, header)).map(drop)
+}
+
+/// The identity of an image's cache, with what its header says.
+fn of_image(identity: Identity, header: &Header) -> Identity {
+    Identity {
+        token: header.token.found(),
+        ..identity
+    }
+}
 
 /// Everything that opening needs to know.
 pub(crate) struct Opening {
@@ -68,7 +95,7 @@ pub(crate) async fn open(opening: Opening) -> Result<Rc<Qcow2>, OpenCause> {
         return Err(OpenCause::MarkedCorrupt);
     }
     let survivors = match &cache.left_behind {
-        Some(bytes) => survivors(bytes, cache.identity).map_err(OpenCause::Cache)?,
+        Some(bytes) => survivors(bytes, of_image(cache.identity, &header)).map_err(OpenCause::Cache)?,
         None => Vec::new(),
     };
     if read_only && !survivors.is_empty() {
@@ -84,26 +111,36 @@ pub(crate) async fn open(opening: Opening) -> Result<Rc<Qcow2>, OpenCause> {
     let (mut l1, refcount_table, snapshots) = read_tables(&file, &header, length).await?;
     let image_end = length.next_multiple_of(header.cluster_size());
     check_not_truncated(&file, &header, &l1, &refcount_table, image_end).await?;
-    let recovers = !read_only && header.is_dirty();
+    // Version 2 has no dirty bit to tell that an image and its cache belong together.
+    let lasting = cache.lasting.filter(|_| !read_only && header.version >= 3);
+    // Version 2 has no dirty bit, so each time may be after a crash.
+    let recovers = !read_only && (header.is_dirty() || header.version < 3);
     if !read_only {
         if recovers {
+            // What a killed process wrote last may be in the page cache alone. A refcount must not get to the disk before the unlinking
+            // that it counts.
+            file.sync().await?;
             recover::rebuild_refcounts(&file, &header, &mut l1, &refcount_table, &snapshots).await?;
         }
         let (_, conflict) = MetadataMap::of(&header, &l1, &refcount_table, &snapshots);
         if let Some(corruption) = conflict {
             return Err(OpenCause::Corrupt(corruption));
         }
-        prepare_header(&file, &mut header).await?;
+        // What a process left behind is in the image, or out of date. It must not be there when the image gets another token, or
+        // who is killed next would leave an image and a cache that do not know each other.
+        let new_token = lasting.as_ref().and_then(|lasting| {
+            lasting.remove();
+            lasting.new_token()
+        });
+        prepare_header(&file, &mut header, new_token).await?;
     }
-    // Version 2 has no dirty bit to tell that an image and its cache belong together.
-    let lasting = cache.lasting.filter(|_| !read_only && header.version >= 3);
     let shape = Shape::new(cache.bytes, header.cluster_size());
     let buffer = match &lasting {
         Some(lasting) => lasting.make(shape.length()).map_err(OpenCause::CacheMemory)?,
         None => Buffer::zeroed(shape.length()),
     };
     let (metadata, _) = MetadataMap::of(&header, &l1, &refcount_table, &snapshots);
-    let memory = CacheMemory::format(buffer, shape, cache.identity);
+    let memory = CacheMemory::format(buffer, shape, of_image(cache.identity, &header));
     if let Some(lasting) = &lasting {
         lasting.publish().map_err(OpenCause::CacheMemory)?;
     }
@@ -159,7 +196,16 @@ async fn read_tables(
 /// Makes the header say what it said when the snapshot was taken: that L1 table, and that size. It is never written so.
 async fn choose_snapshot(file: &ImageFile, header: &mut Header, wanted: &str, length: u64) -> Result<(), OpenCause> {
     let snapshots = snapshot_table::read_table(file, header, length).await?;
-    let found = snapshot::find(&snapshots, wanted).map(|index| &snapshots[index]);
+    point_at_snapshot(header, &snapshots, wanted)
+}
+
+/// As above, with the snapshots at hand.
+pub(super) fn point_at_snapshot(
+    header: &mut Header,
+    snapshots: &[SnapshotRecord],
+    wanted: &str,
+) -> Result<(), OpenCause> {
+    let found = snapshot::find(snapshots, wanted).map(|index| &snapshots[index]);
     let record = found.ok_or_else(|| OpenCause::NoSuchSnapshot(wanted.to_owned()))?;
     header.l1_table_offset = record.l1_table_offset;
     header.l1_size = record.l1_size;
@@ -181,9 +227,12 @@ async fn choose_snapshot(file: &ImageFile, header: &mut Header, wanted: &str, le
 ///
 /// From the dirty bit on, until it is cleared on close, another program that repairs the image clears it: that tells that a
 /// metadata cache which was left behind is out of date.
-async fn prepare_header(file: &ImageFile, header: &mut Header) -> Result<(), DiskError> {
+async fn prepare_header(file: &ImageFile, header: &mut Header, new_token: Option<Token>) -> Result<(), DiskError> {
     if header.version < 3 {
         return Ok(());
+    }
+    if let Some(token) = new_token {
+        token::write(file, header, token).await?;
     }
     if header.autoclear_features != 0 {
         tracing::warn!(

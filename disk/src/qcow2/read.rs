@@ -1,6 +1,9 @@
 //! Reading: from the image file straight into the guest's memory.
 
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::Poll;
 
 use smallvec::SmallVec;
 
@@ -26,7 +29,7 @@ impl Qcow2 {
     /// Fills `target` from the guest's bytes at `offset`, whose mapping the caller holds still.
     pub(super) async fn read_mapped(self: &Rc<Self>, offset: u64, target: Piece) -> Result<(), DiskError> {
         let mut transfers: SmallVec<[Transfer; 4]> = SmallVec::new();
-        let mut elsewhere: SmallVec<[(u64, Kind, Piece); 2]> = SmallVec::new();
+        let mut elsewhere: SmallVec<[Part<'_>; 2]> = SmallVec::new();
         let length = target.range.len() as u64;
         let mut done = 0;
         while done < length {
@@ -38,22 +41,45 @@ impl Qcow2 {
             };
             match extent.kind {
                 Kind::Data { host, .. } => transfers.push(self.file.read(host, smallvec::smallvec![piece])),
-                Kind::Zero => piece.buffer.zero(piece.range),
-                Kind::Unallocated if self.backing.is_none() => piece.buffer.zero(piece.range),
-                Kind::Unallocated | Kind::Compressed { .. } => elsewhere.push((offset + done, extent.kind, piece)),
+                Kind::Zero { .. } => piece.buffer.zero(piece.range),
+                Kind::Compressed { host, length } => {
+                    elsewhere.push(Box::pin(self.read_compressed(offset + done, host, length, piece)));
+                }
+                Kind::Unallocated => match &self.backing {
+                    Some(backing) => elsewhere.push(backing.read(offset + done, piece)),
+                    None => piece.buffer.zero(piece.range),
+                },
             }
             done += extent.length;
         }
-        for (offset, kind, piece) in elsewhere {
-            match (kind, &self.backing) {
-                (Kind::Compressed { host, length }, _) => self.read_compressed(offset, host, length, piece).await?,
-                (_, Some(backing)) => Box::pin(backing.read(offset, piece)).await?,
-                (_, None) => piece.buffer.zero(piece.range),
-            }
-        }
+        all(elsewhere).await?;
         for transfer in transfers {
             transfer.await?;
         }
         Ok(())
     }
+}
+
+/// A part of a request that takes more than one transfer.
+type Part<'a> = Pin<Box<dyn Future<Output = Result<(), DiskError>> + 'a>>;
+
+/// Runs all parts side by side to their end. Returns the first error.
+async fn all(mut parts: SmallVec<[Part<'_>; 2]>) -> Result<(), DiskError> {
+    let mut result = Ok(());
+    poll_fn(|context| {
+        parts.retain(|part| match part.as_mut().poll(context) {
+            Poll::Pending => true,
+            Poll::Ready(outcome) => {
+                result = std::mem::replace(&mut result, Ok(())).and(outcome);
+                false
+            }
+        });
+        if parts.is_empty() {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    })
+    .await;
+    result
 }

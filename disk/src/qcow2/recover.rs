@@ -23,6 +23,13 @@ use crate::disk::Corruption;
 use crate::failpoint::{self, Point};
 use crate::storage::ImageFile;
 
+/// The durable order: what lies in a later stage is written when all of the earlier ones is durable.
+pub(super) const WRITE_ORDER: [&[Class]; 3] = [
+    &[Class::RefcountBlock],
+    &[Class::RefcountTable],
+    &[Class::L2Table, Class::L1Table],
+];
+
 /// Writes what a process left behind into its image, in the durable order.
 pub(super) async fn write_survivors(
     file: &ImageFile,
@@ -31,24 +38,11 @@ pub(super) async fn write_survivors(
 ) -> Result<(), DiskError> {
     let image_end = file.length()?.next_multiple_of(header.cluster_size());
     for survivor in survivors {
-        let end = survivor.offset + survivor.content.len() as u64;
-        if survivor.offset < header.cluster_size() || end > image_end {
-            let expected = "a slice within the image";
-            let (at, found) = (survivor.offset, end);
-            return Err(DiskError::Corrupt(Corruption {
-                structure: "metadata cache",
-                at,
-                found,
-                expected,
-            }));
-        }
+        survivor
+            .check_within(header.cluster_size(), image_end)
+            .map_err(DiskError::Corrupt)?;
     }
-    let stages: [&[Class]; 3] = [
-        &[Class::RefcountBlock],
-        &[Class::RefcountTable],
-        &[Class::L2Table, Class::L1Table],
-    ];
-    for stage in stages {
+    for stage in WRITE_ORDER {
         for survivor in survivors.iter().filter(|survivor| stage.contains(&survivor.class)) {
             failpoint::hit(Point::RecoverWrite);
             file.write_bytes(survivor.offset, &survivor.content).await?;

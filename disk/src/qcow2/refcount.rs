@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use super::Qcow2;
 use super::cache::{Class, Slice};
+use super::cache_memory::MAX_SLICE_SIZE;
 use super::header::MAX_REFCOUNT_TABLE_BYTES;
 use super::order::{Allocated, Clusters};
 use super::overlap::Structure;
@@ -26,7 +27,10 @@ pub(super) struct Refcounts {
     table: RefCell<Vec<u64>>,
     /// No cluster before this one is free.
     cursor: Cell<u64>,
-    /// Held by who adds a block or moves the table; used by who writes the table.
+    /// Held by who adds a block, or moves the table to add many.
+    adding: Rc<InFlight>,
+    /// Held by who moves the table; used by who writes it, and so by each write-back. Who holds it must not wait for room in the
+    /// cache, because only a write-back makes room.
     pub(super) table_in_flight: Rc<InFlight>,
 }
 
@@ -36,6 +40,7 @@ impl Refcounts {
         Self {
             table: RefCell::new(table),
             cursor: Cell::new(1),
+            adding: Rc::default(),
             table_in_flight: Rc::default(),
         }
     }
@@ -55,7 +60,7 @@ enum Place {
 }
 
 /// Reads entry `index` of packed refcounts of `1 << order` bits.
-pub(super) fn get_refcount(bytes: &[u8], index: usize, order: u32) -> u64 {
+pub(crate) fn get_refcount(bytes: &[u8], index: usize, order: u32) -> u64 {
     match order {
         0..=2 => {
             let bits = 1 << order;
@@ -72,7 +77,7 @@ pub(super) fn get_refcount(bytes: &[u8], index: usize, order: u32) -> u64 {
 }
 
 /// Writes entry `index` of packed refcounts of `1 << order` bits. `value` fits.
-pub(super) fn set_refcount(bytes: &mut [u8], index: usize, order: u32, value: u64) {
+pub(crate) fn set_refcount(bytes: &mut [u8], index: usize, order: u32, value: u64) {
     match order {
         0..=2 => {
             let bits = 1 << order;
@@ -128,17 +133,18 @@ impl Qcow2 {
     /// Takes the first run of free clusters in a slice whose entry `index` is cluster `start`.
     fn take_free_run(&self, slice: Slice, start: u64, index: usize, wanted: u64) -> Option<Clusters> {
         let order = self.refcount_order();
-        let mut bytes = vec![0; self.cache.slice_size() as usize];
-        self.cache.read(slice, 0, &mut bytes);
+        let mut memory = [0; MAX_SLICE_SIZE];
+        let bytes = &mut memory[..self.cache.slice_size() as usize];
+        self.cache.read(slice, 0, bytes);
         let entries = self.refcounts_per_slice() as usize;
-        let is_free = |entry: &usize| get_refcount(&bytes, *entry, order) == 0;
+        let is_free = |entry: &usize| get_refcount(bytes, *entry, order) == 0;
         let Some(first) = (index..entries).find(is_free) else {
             self.refcounts.cursor.set(start + (entries - index) as u64);
             return None;
         };
         let count = (first..entries).take(wanted as usize).take_while(is_free).count();
         for entry in first..first + count {
-            set_refcount(&mut bytes, entry, order, 1);
+            set_refcount(bytes, entry, order, 1);
         }
         let changed = first * (1 << order) / 8..((first + count) * (1 << order)).div_ceil(8);
         self.cache.write(slice, changed.start, &bytes[changed]);
@@ -247,7 +253,7 @@ impl Qcow2 {
     }
 
     /// Adds to entry `index` of a slice, and returns what was there before. Without change if that is 0.
-    fn add_to_refcount(&self, slice: Slice, index: usize, difference: i64) -> u64 {
+    fn add_to_refcount(self: &Rc<Self>, slice: Slice, index: usize, difference: i64) -> u64 {
         let order = self.refcount_order();
         let (at_byte, within, width) = packed_place(index, order);
         let mut bytes = [0; 8];
@@ -256,6 +262,7 @@ impl Qcow2 {
         if refcount > 0 {
             set_refcount(&mut bytes, within, order, refcount.wrapping_add_signed(difference));
             self.cache.write(slice, at_byte, &bytes[..width]);
+            self.write_back_when_much_is_dirty();
         }
         refcount
     }
@@ -297,11 +304,12 @@ impl Qcow2 {
     /// Makes refcount block number `block`: it describes itself, as its own first cluster. That cluster is free, since
     /// no block described it. The table entry is written behind a barrier, by the next write-back.
     async fn add_refcount_block(self: &Rc<Self>, block: u64) -> Result<(), DiskError> {
-        let growing = self.refcounts.table_in_flight.change_mapping(0..1).await;
+        let adding = self.refcounts.adding.change_mapping(0..1).await;
         let entries = self.refcounts.table.borrow().len() as u64;
         if block >= entries {
+            let moving = self.refcounts.table_in_flight.change_mapping(0..1).await;
             let old = self.grow_refcount_table(entries).await?;
-            drop(growing);
+            drop((moving, adding));
             return self.decrement_refcounts(old).await;
         }
         if self.refcounts.table.borrow()[block as usize] != 0 {

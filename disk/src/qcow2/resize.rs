@@ -134,7 +134,7 @@ impl Qcow2 {
             let length = (end - offset).min(self.zeroes.len() as u64 - self.within_cluster(offset));
             let extent = self.lookup(offset, length).await?;
             let reads_zero = match extent.kind {
-                Kind::Zero => true,
+                Kind::Zero { .. } => true,
                 Kind::Unallocated => self.backing.as_ref().is_none_or(|backing| offset >= backing.capacity()),
                 Kind::Data { .. } | Kind::Compressed { .. } => false,
             };

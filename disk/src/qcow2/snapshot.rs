@@ -37,6 +37,8 @@ pub struct Snapshot {
     pub vm_state_bytes: u64,
     /// The size that the disk had, in bytes.
     pub disk_size: u64,
+    /// How many instructions the guest had executed, if that was counted.
+    pub icount: Option<u64>,
 }
 
 /// Why something cannot be done with a snapshot. The image is as it was.
@@ -277,15 +279,21 @@ impl Qcow2 {
     }
 
     fn describe(&self, record: &SnapshotRecord) -> Snapshot {
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Snapshot {
-            id: text(&record.id),
-            name: text(&record.name),
-            date: record.date,
-            vm_clock: record.vm_clock,
-            vm_state_bytes: record.vm_state_bytes(),
-            disk_size: record.disk_size().unwrap_or(self.capacity()),
-        }
+        describe(record, self.capacity())
+    }
+}
+
+/// A record of an image whose active disk has `size` bytes, as others see it.
+pub(super) fn describe(record: &SnapshotRecord, size: u64) -> Snapshot {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Snapshot {
+        id: text(&record.id),
+        name: text(&record.name),
+        date: record.date,
+        vm_clock: record.vm_clock,
+        vm_state_bytes: record.vm_state_bytes(),
+        disk_size: record.disk_size().unwrap_or(size),
+        icount: record.icount(),
     }
 }
 

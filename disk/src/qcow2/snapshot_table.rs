@@ -17,6 +17,7 @@ pub(super) const MAX_TABLE_BYTES: u64 = 64 << 20;
 /// Where the extra data holds the size of the VM state, and that of the virtual disk.
 const EXTRA_VM_STATE: usize = 0;
 const EXTRA_DISK_SIZE: usize = 8;
+const EXTRA_ICOUNT: usize = 16;
 
 /// An instruction count that is not known.
 const NO_ICOUNT: u64 = u64::MAX;
@@ -66,6 +67,11 @@ impl SnapshotRecord {
     /// Bytes of VM state that belong to it.
     pub(super) fn vm_state_bytes(&self) -> u64 {
         self.extra_word(EXTRA_VM_STATE).unwrap_or(u64::from(self.vm_state_size))
+    }
+
+    /// How many instructions the guest had executed, if that was counted.
+    pub(super) fn icount(&self) -> Option<u64> {
+        self.extra_word(EXTRA_ICOUNT).filter(|count| *count != NO_ICOUNT)
     }
 
     /// Bytes of its L1 table.
@@ -121,65 +127,122 @@ pub(super) async fn read_table(
     header: &Header,
     length: u64,
 ) -> Result<Vec<SnapshotRecord>, DiskError> {
-    let mut records = Vec::new();
-    let mut at = header.snapshot_table_offset;
-    for _ in 0..header.snapshot_count {
-        let record = read_record(file, header, at, length).await?;
-        at += record.length();
-        if at - header.snapshot_table_offset > MAX_TABLE_BYTES {
-            let found = at - header.snapshot_table_offset;
-            return Err(corrupt(at, found, "a snapshot table of at most 64 MiB"));
-        }
-        records.push(record);
+    let mut table = Table::new(header, length);
+    while let Some((at, bytes)) = table.fixed_part()? {
+        let fixed = file.read_bytes(at, bytes).await?;
+        let (at, bytes) = table.variable_part(&fixed)?;
+        table.add(&file.read_bytes(at, bytes).await?);
     }
-    Ok(records)
+    Ok(table.records)
 }
 
-async fn read_record(file: &ImageFile, header: &Header, at: u64, length: u64) -> Result<SnapshotRecord, DiskError> {
-    if at + FIXED_LENGTH as u64 > length {
-        return Err(corrupt(at, length, "a record that ends within the file"));
+/// A snapshot table being read: it says what to read next, and takes that.
+pub(super) struct Table<'a> {
+    header: &'a Header,
+    /// Of the image file, in bytes.
+    file_length: u64,
+    /// Where the next record begins.
+    at: u64,
+    fixed: Option<FixedPart>,
+    pub records: Vec<SnapshotRecord>,
+}
+
+/// A record as far as its size is fixed; and how long the rest is.
+struct FixedPart {
+    record: SnapshotRecord,
+    extra: usize,
+    id: usize,
+    name: usize,
+}
+
+impl<'a> Table<'a> {
+    pub(super) fn new(header: &'a Header, file_length: u64) -> Self {
+        Self {
+            header,
+            file_length,
+            at: header.snapshot_table_offset,
+            fixed: None,
+            records: Vec::new(),
+        }
     }
-    let fixed = file.read_bytes(at, FIXED_LENGTH).await?;
-    let word = |from: usize| big_endian(&fixed[from..from + 8]);
-    let half = |from: usize| big_endian(&fixed[from..from + 4]) as u32;
-    let (l1_table_offset, l1_size) = (word(0), half(8));
-    if l1_table_offset % header.cluster_size() != 0 || l1_table_offset == 0 || l1_table_offset >= 1 << 56 {
-        return Err(corrupt(
-            at,
-            l1_table_offset,
-            "a cluster-aligned L1 table offset below 2^56",
-        ));
+
+    /// Where the fixed part of the next record lies, and its length. `None` when there is no next record.
+    pub(super) fn fixed_part(&self) -> Result<Option<(u64, usize)>, DiskError> {
+        if self.records.len() as u64 == u64::from(self.header.snapshot_count) {
+            return Ok(None);
+        }
+        let used = self.at - self.header.snapshot_table_offset;
+        if used > MAX_TABLE_BYTES {
+            return Err(corrupt(self.at, used, "a snapshot table of at most 64 MiB"));
+        }
+        self.check_within_file(FIXED_LENGTH)?;
+        Ok(Some((self.at, FIXED_LENGTH)))
     }
-    let l1_bytes = u64::from(l1_size) * 8;
-    if l1_bytes > MAX_L1_BYTES || l1_table_offset.saturating_add(l1_bytes) > length {
-        return Err(corrupt(
-            at + 8,
-            u64::from(l1_size),
-            "an L1 table that ends within the file",
-        ));
+
+    /// Takes the fixed part. Returns where the rest lies, and its length.
+    pub(super) fn variable_part(&mut self, fixed: &[u8]) -> Result<(u64, usize), DiskError> {
+        let word = |from: usize| big_endian(&fixed[from..from + 8]);
+        let half = |from: usize| big_endian(&fixed[from..from + 4]) as u32;
+        let at = self.at;
+        let (l1_table_offset, l1_size) = (word(0), half(8));
+        if l1_table_offset % self.header.cluster_size() != 0 || l1_table_offset == 0 || l1_table_offset >= 1 << 56 {
+            return Err(corrupt(
+                at,
+                l1_table_offset,
+                "a cluster-aligned L1 table offset below 2^56",
+            ));
+        }
+        let l1_bytes = u64::from(l1_size) * 8;
+        if l1_bytes > MAX_L1_BYTES || l1_table_offset.saturating_add(l1_bytes) > self.file_length {
+            return Err(corrupt(
+                at + 8,
+                u64::from(l1_size),
+                "an L1 table that ends within the file",
+            ));
+        }
+        let extra = u64::from(half(36));
+        if extra > MAX_EXTRA {
+            return Err(corrupt(at + 36, extra, "at most 1024 bytes of extra data"));
+        }
+        let part = FixedPart {
+            record: SnapshotRecord {
+                l1_table_offset,
+                l1_size,
+                id: Vec::new(),
+                name: Vec::new(),
+                date: (half(16), half(20)),
+                vm_clock: word(24),
+                vm_state_size: half(32),
+                extra: Vec::new(),
+            },
+            extra: extra as usize,
+            id: big_endian(&fixed[12..14]) as usize,
+            name: big_endian(&fixed[14..16]) as usize,
+        };
+        let length = part.extra + part.id + part.name;
+        self.check_within_file(FIXED_LENGTH + length)?;
+        self.fixed = Some(part);
+        Ok((at + FIXED_LENGTH as u64, length))
     }
-    let (id, name) = (usize::from(fixed[12]) << 8 | usize::from(fixed[13]), {
-        usize::from(fixed[14]) << 8 | usize::from(fixed[15])
-    });
-    let extra = u64::from(half(36));
-    if extra > MAX_EXTRA {
-        return Err(corrupt(at + 36, extra, "at most 1024 bytes of extra data"));
+
+    /// Takes the rest of a record.
+    pub(super) fn add(&mut self, variable: &[u8]) {
+        let Some(mut part) = self.fixed.take() else { return };
+        let (extra, names) = variable.split_at(part.extra);
+        let (id, name) = names.split_at(part.id);
+        part.record.extra = extra.to_vec();
+        part.record.id = id.to_vec();
+        part.record.name = name[..part.name].to_vec();
+        self.at += part.record.length();
+        self.records.push(part.record);
     }
-    let extra = extra as usize;
-    if at + (FIXED_LENGTH + extra + id + name) as u64 > length {
-        return Err(corrupt(at, length, "a record that ends within the file"));
+
+    fn check_within_file(&self, bytes: usize) -> Result<(), DiskError> {
+        if self.at + bytes as u64 > self.file_length {
+            return Err(corrupt(self.at, self.file_length, "a record that ends within the file"));
+        }
+        Ok(())
     }
-    let variable = file.read_bytes(at + FIXED_LENGTH as u64, extra + id + name).await?;
-    Ok(SnapshotRecord {
-        l1_table_offset,
-        l1_size,
-        id: variable[extra..extra + id].to_vec(),
-        name: variable[extra + id..].to_vec(),
-        date: (half(16), half(20)),
-        vm_clock: word(24),
-        vm_state_size: half(32),
-        extra: variable[..extra].to_vec(),
-    })
 }
 
 fn corrupt(at: u64, found: u64, expected: &'static str) -> DiskError {

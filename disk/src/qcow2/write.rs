@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use futures_lite::future::zip;
 use smallvec::SmallVec;
 
 use super::Qcow2;
@@ -107,8 +108,13 @@ impl Qcow2 {
         let head = self.within_cluster(offset);
         let end = offset + source.range.len() as u64;
         let tail = end.next_multiple_of(self.cluster_size()) - end;
-        let before = self.old_content(offset - head, head, allocated.fresh()).await?;
-        let after = self.old_content(end, tail, allocated.fresh()).await?;
+        // Both at once: what has to be read, from a backing file for example, is read side by side.
+        let (before, after) = zip(
+            self.old_content(offset - head, head, allocated.fresh()),
+            self.old_content(end, tail, allocated.fresh()),
+        )
+        .await;
+        let (before, after) = (before?, after?);
         let start = if before.is_some() { 0 } else { head };
         let pieces: Pieces = before.into_iter().chain([source]).chain(after).collect();
         Ok(Content { start, pieces })
@@ -122,7 +128,7 @@ impl Qcow2 {
         }
         let extent = self.lookup(offset, length).await?;
         let is_zero = match extent.kind {
-            Kind::Zero => true,
+            Kind::Zero { .. } => true,
             Kind::Unallocated => self.backing.as_ref().is_none_or(|backing| offset >= backing.capacity()),
             Kind::Data { .. } | Kind::Compressed { .. } => false,
         };

@@ -39,6 +39,9 @@ pub(super) struct WriteBack {
     /// Tasks that give up clusters which left quarantine.
     releasing: Cell<usize>,
     released: WaitList,
+    /// The last change that was there when metadata was to be written back for its age. If that failed it is not tried again before
+    /// there is another change.
+    tried_by_age: Cell<u64>,
     /// A sync failed: what the host's cache lost then, nobody knows, so no later sync may claim success.
     sync_failed: Cell<bool>,
 }
@@ -138,14 +141,28 @@ impl Qcow2 {
     /// Keeps the share of dirty metadata in the cache below one half.
     pub(super) fn write_back_when_much_is_dirty(self: &Rc<Self>) {
         if self.cache.dirty_bytes() > self.cache.capacity() / 2 && !self.write_back.running.get() {
-            drop(self.want_write_back());
+            self.want_write_back().with_refcounts.set(true);
         }
     }
 
-    /// Waits until slots of the cache are clean again.
+    /// Whether metadata was changed since the last attempt to write it back for its age.
+    pub(crate) fn has_unsaved_changes(&self) -> bool {
+        self.cache.dirty_bytes() > 0 && self.cache.generation() > self.write_back.tried_by_age.get()
+    }
+
+    /// Starts to write back what is dirty, so that a power loss costs a guest that never flushes no more than some seconds.
+    pub(crate) fn write_back_by_age(self: &Rc<Self>) {
+        if self.has_unsaved_changes() {
+            self.write_back.tried_by_age.set(self.cache.generation());
+            self.want_write_back().with_refcounts.set(true);
+        }
+    }
+
+    /// Waits until slots of the cache are clean again. What holds them may be refcounts alone (those of a snapshot that is being
+    /// taken), so they are written, too.
     pub(super) async fn make_room_in_cache(self: &Rc<Self>) -> Result<(), DiskError> {
         if self.cache.dirty_bytes() > 0 {
-            return self.flush().await;
+            return self.flush_with_refcounts().await;
         }
         // All slots are being read.
         let mut first = true;

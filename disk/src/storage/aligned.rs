@@ -4,14 +4,15 @@
 //! reads that block first, and has it for itself meanwhile. So a guest with sectors of 512 bytes works on a
 //! disk with blocks of 4096.
 
+use std::cell::RefCell;
 use std::io;
 use std::ops::Range;
 use std::rc::Rc;
 
 use smallvec::smallvec;
 
-use super::{ImageFile, Operation, Piece, Storage, Ticket, total_length};
-use crate::in_flight::InFlight;
+use super::{Completion, ImageFile, Operation, Piece, Run, Storage, Ticket, total_length};
+use crate::in_flight::{InFlight, InFlightGuard};
 use crate::tasks::Tasks;
 use crate::{Buffer, DiskError};
 
@@ -23,6 +24,37 @@ pub(crate) struct AlignedStorage {
     alignment: u64,
     /// Which blocks transfers touch: a write of parts of a block excludes the others.
     in_flight: Rc<InFlight>,
+    passing: Rc<Passing>,
+}
+
+/// Writes that are aligned, and go to the storage below as they are. Each keeps its blocks until it is done.
+#[derive(Default)]
+struct Passing {
+    writes: RefCell<Vec<Option<(InFlightGuard, Ticket)>>>,
+    vacant: RefCell<Vec<usize>>,
+}
+
+impl Passing {
+    fn add(&self, guard: InFlightGuard, ticket: Ticket) -> usize {
+        let mut writes = self.writes.borrow_mut();
+        let id = self.vacant.borrow_mut().pop().unwrap_or_else(|| {
+            writes.push(None);
+            writes.len() - 1
+        });
+        writes[id] = Some((guard, ticket));
+        id
+    }
+}
+
+impl Completion for Passing {
+    fn complete(&self, id: usize, result: io::Result<usize>) {
+        let done = self.writes.borrow_mut().get_mut(id).and_then(Option::take);
+        if let Some((guard, ticket)) = done {
+            self.vacant.borrow_mut().push(id);
+            drop(guard);
+            ticket.complete(result);
+        }
+    }
 }
 
 impl AlignedStorage {
@@ -33,6 +65,7 @@ impl AlignedStorage {
             tasks,
             alignment,
             in_flight: Rc::default(),
+            passing: Rc::default(),
         }
     }
 
@@ -108,8 +141,15 @@ impl Storage for AlignedStorage {
                 });
             }
             Operation::Write { offset, ref pieces } => {
-                let (blocks, pieces) = (self.blocks(offset, total_length(pieces) as u64), pieces.clone());
-                let aligned = self.is_aligned(offset, &pieces);
+                let blocks = self.blocks(offset, total_length(pieces) as u64);
+                let aligned = self.is_aligned(offset, pieces);
+                if aligned && let Some(guard) = in_flight.try_use_mapping(blocks.clone()) {
+                    let id = self.passing.add(guard, ticket);
+                    self.inner
+                        .start(operation, Ticket::of_request(self.passing.clone(), id));
+                    return;
+                }
+                let pieces = pieces.clone();
                 self.tasks.spawn(async move {
                     if aligned {
                         let _using = in_flight.use_mapping(blocks).await;
@@ -127,6 +167,10 @@ impl Storage for AlignedStorage {
 
     fn length(&self) -> io::Result<u64> {
         self.inner.length()
+    }
+
+    fn run(&self, offset: u64, length: u64) -> io::Result<Run> {
+        self.inner.run(offset, length)
     }
 
     fn fresh_reads_zero(&self) -> bool {

@@ -5,13 +5,14 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use super::{Operation, Storage, Ticket};
+use super::{Operation, Run, Storage, Ticket};
+use crate::doorbell::Doorbell;
 
 /// How many operations run at once.
 const THREADS: usize = 8;
@@ -20,8 +21,14 @@ const THREADS: usize = 8;
 pub(crate) struct ThreadPool {
     jobs: RefCell<Option<Sender<Job>>>,
     finished: Arc<Finished>,
-    tickets: RefCell<Vec<Option<Ticket>>>,
+    tickets: RefCell<Tickets>,
     threads: RefCell<Vec<thread::JoinHandle<()>>>,
+}
+
+#[derive(Default)]
+struct Tickets {
+    by_id: Vec<Option<Ticket>>,
+    vacant: Vec<usize>,
 }
 
 /// Results on their way back: the operation's number and its outcome.
@@ -34,19 +41,19 @@ struct Job {
 }
 
 impl ThreadPool {
-    /// A pool whose completions make `event_fd` readable.
-    pub(crate) fn new(event_fd: &Arc<OwnedFd>) -> io::Result<Rc<Self>> {
+    /// A pool that rings when something is completed.
+    pub(crate) fn new(doorbell: &Arc<Doorbell>) -> io::Result<Rc<Self>> {
         let (sender, receiver) = channel();
         let receiver = Arc::new(Mutex::new(receiver));
         let finished = Arc::new(Finished::default());
         let mut threads = Vec::new();
         for index in 0..THREADS {
-            let (receiver, finished, event_fd) = (receiver.clone(), finished.clone(), event_fd.clone());
+            let (receiver, finished, doorbell) = (receiver.clone(), finished.clone(), doorbell.clone());
             let name = format!("disk-io-{index}");
             threads.push(
                 thread::Builder::new()
                     .name(name)
-                    .spawn(move || work(&receiver, &finished, &event_fd))?,
+                    .spawn(move || work(&receiver, &finished, &doorbell))?,
             );
         }
         let jobs = RefCell::new(Some(sender));
@@ -71,7 +78,7 @@ impl ThreadPool {
         let finished = std::mem::take(&mut *self.finished.lock().unwrap_or_else(PoisonError::into_inner));
         let count = finished.len();
         for (id, result) in finished {
-            let ticket = self.tickets.borrow_mut()[id].take();
+            let ticket = self.tickets.borrow_mut().remove(id);
             if let Some(ticket) = ticket {
                 ticket.complete(result);
             }
@@ -80,34 +87,54 @@ impl ThreadPool {
     }
 
     fn start(&self, file: &Arc<File>, operation: Operation, ticket: Ticket) {
-        let mut tickets = self.tickets.borrow_mut();
-        let id = tickets.iter().position(Option::is_none).unwrap_or_else(|| {
-            tickets.push(None);
-            tickets.len() - 1
-        });
-        tickets[id] = Some(ticket);
-        drop(tickets);
+        let id = self.tickets.borrow_mut().insert(ticket);
         let job = Job {
             id,
             file: file.clone(),
             operation,
         };
         let sent = self.jobs.borrow().as_ref().is_some_and(|jobs| jobs.send(job).is_ok());
-        debug_assert!(sent, "the threads outlive the pool");
+        if !sent {
+            // The pool was quiesced: its engine is being dropped, and nobody waits.
+            self.tickets.borrow_mut().remove(id);
+        }
     }
-}
 
-impl Drop for ThreadPool {
-    fn drop(&mut self) {
+    /// Waits until nothing is in flight. Nothing can be started afterwards.
+    pub(crate) fn quiesce(&self) {
         self.jobs.take();
         for thread in self.threads.take() {
             // A worker does not panic; should it, its operation's memory is not touched any more.
             let _ = thread.join();
         }
+        self.reap();
     }
 }
 
-fn work(jobs: &Mutex<Receiver<Job>>, finished: &Finished, event_fd: &OwnedFd) {
+impl Tickets {
+    fn insert(&mut self, ticket: Ticket) -> usize {
+        let id = self.vacant.pop().unwrap_or_else(|| {
+            self.by_id.push(None);
+            self.by_id.len() - 1
+        });
+        self.by_id[id] = Some(ticket);
+        id
+    }
+
+    fn remove(&mut self, id: usize) -> Option<Ticket> {
+        let ticket = self.by_id.get_mut(id)?.take()?;
+        self.vacant.push(id);
+        Some(ticket)
+    }
+}
+
+impl Drop for ThreadPool {
+    fn drop(&mut self) {
+        self.quiesce();
+    }
+}
+
+fn work(jobs: &Mutex<Receiver<Job>>, finished: &Finished, doorbell: &Doorbell) {
     loop {
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(job) = job else { return };
@@ -116,8 +143,7 @@ fn work(jobs: &Mutex<Receiver<Job>>, finished: &Finished, event_fd: &OwnedFd) {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push_back((job.id, result));
-        // An eventfd whose counter is full is readable already.
-        let _ = rustix::io::write(event_fd, &1u64.to_ne_bytes());
+        doorbell.ring();
     }
 }
 
@@ -156,6 +182,10 @@ impl Storage for PooledFile {
 
     fn length(&self) -> io::Result<u64> {
         super::file_length(&self.file)
+    }
+
+    fn run(&self, offset: u64, length: u64) -> io::Result<Run> {
+        super::file_run(&self.file, offset, length)
     }
 
     fn fresh_reads_zero(&self) -> bool {

@@ -100,7 +100,10 @@ impl Acknowledged {
         }
         let (last, found) = match &boot.database {
             None => (0, "no database"),
-            Some(line) => (rows(line).ok_or_else(|| format!("the database is damaged: {line}"))?, line.as_str()),
+            Some(line) => (
+                rows(line).ok_or_else(|| format!("the database is damaged: {line}"))?,
+                line.as_str(),
+            ),
         };
         if last < self.rows {
             return Err(format!("row {} was committed, and there is {found}", self.rows));
@@ -141,7 +144,12 @@ mod tests {
     #[test]
     fn a_file_is_what_was_acknowledged_or_begun_since() {
         let first = ["WORK", "BEGIN a 1", "ACK a 1", "BEGIN a 2", "-- killed"];
-        for (found, right) in [("SUM a 1", true), ("SUM a 2", true), ("SUM a 3", false), ("SUM b 1", false)] {
+        for (found, right) in [
+            ("SUM a 1", true),
+            ("SUM a 2", true),
+            ("SUM a 3", false),
+            ("SUM b 1", false),
+        ] {
             let lines: Vec<_> = first.iter().copied().chain([found, "WORK"]).collect();
             assert_eq!(account(&lines).is_ok(), right, "{found}");
         }
@@ -149,7 +157,19 @@ mod tests {
 
     #[test]
     fn a_file_that_was_written_in_place_may_hold_anything_until_it_is_acknowledged() {
-        assert!(account(&["WORK", "ACK a 1", "BEGIN a", "-- killed", "SUM a 9", "WORK", "-- killed", "WORK"]).is_ok());
+        assert!(
+            account(&[
+                "WORK",
+                "ACK a 1",
+                "BEGIN a",
+                "-- killed",
+                "SUM a 9",
+                "WORK",
+                "-- killed",
+                "WORK"
+            ])
+            .is_ok()
+        );
         assert!(account(&["WORK", "BEGIN a", "ACK a 1", "-- killed", "SUM a 9", "WORK"]).is_err());
     }
 

@@ -57,7 +57,12 @@ pub fn run_bare_metal(campaign: &BareMetalCampaign<'_>, mut progress: impl FnMut
             keep(folder, tally.failures.len())?;
             tally.failures.push(Failure {
                 seed: campaign.seed,
-                place: format!("image {} after {} kills: {}", tally.images, tally.kills, life.describe()),
+                place: format!(
+                    "image {} after {} kills: {}",
+                    tally.images,
+                    tally.kills,
+                    life.describe()
+                ),
                 what: format!("{error:#}"),
             });
         }

@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 use guest_images::bare_metal::{BareMetalGuest, Mode, PowerOff};
-use iced_x86::code_asm::{AsmRegister32, CodeLabel, al, ax, dword_ptr, dx, eax, ebx, ecx, edx, esi};
 use iced_x86::IcedError;
+use iced_x86::code_asm::{AsmRegister32, CodeLabel, al, ax, dword_ptr, dx, eax, ebx, ecx, edx, esi};
 
 use super::script::{SCRIPT, Verb};
 

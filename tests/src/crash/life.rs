@@ -37,7 +37,7 @@ struct Parameters {
     /// None, a raw or a qcow2 file.
     backing: Option<&'static str>,
     snapshots: bool,
-    options: &'static str,
+    options: String,
 }
 
 /// An image in use.
@@ -72,17 +72,15 @@ impl<'a> Life<'a> {
         let version2 = random.random_ratio(1, 12);
         let parameters = Parameters {
             cluster_size: [512, 4096, 4096, 65536, 65536][random.random_range(0..5)],
-            refcount_bits: if version2 { 16 } else { [16, 16, 16, 1, 8, 64][random.random_range(0..6)] },
+            refcount_bits: if version2 {
+                16
+            } else {
+                [16, 16, 16, 1, 8, 64][random.random_range(0..6)]
+            },
             version2,
             backing: [None, None, Some("raw"), Some("qcow2")][random.random_range(0..4)],
             snapshots: random.random_ratio(1, 2),
-            options: [
-                ",discard=unmap",
-                ",discard=unmap",
-                "",
-                ",discard=unmap,detect-zeroes=unmap",
-                ",cache=none,discard=unmap",
-            ][random.random_range(0..5)],
+            options: some_options(&mut random),
         };
         let workload = Workload::new(parameters.cluster_size, Mix::FewFlushes);
         let mut life = Self {
@@ -157,12 +155,27 @@ impl<'a> Life<'a> {
             let raw = folder.join("backing.raw");
             std::fs::write(&raw, bytes)?;
             if format == "qcow2" {
-                qemu_img(folder, &["convert", "-f", "raw", "-O", "qcow2", "-c", "backing.raw", "backing.qcow2"])?;
+                qemu_img(
+                    folder,
+                    &[
+                        "convert",
+                        "-f",
+                        "raw",
+                        "-O",
+                        "qcow2",
+                        "-c",
+                        "backing.raw",
+                        "backing.qcow2",
+                    ],
+                )?;
             }
             options.push_str(&format!(",backing_file=backing.{format},backing_fmt={format}"));
         }
         let size = (SECTORS * SECTOR).to_string();
-        qemu_img(folder, &["create", "-q", "-f", "qcow2", "-o", &options, "disk.qcow2", &size])?;
+        qemu_img(
+            folder,
+            &["create", "-q", "-f", "qcow2", "-o", &options, "disk.qcow2", &size],
+        )?;
         self.oracle = Oracle::new(&ids);
         Ok(())
     }
@@ -214,14 +227,17 @@ impl<'a> Life<'a> {
             hypervisor: self.surroundings.hypervisor,
             kernel: self.surroundings.kernel,
             disk: &self.image,
-            options: self.parameters.options,
+            options: &self.parameters.options,
             failpoint: failpoint.clone(),
         };
         let mut session = Session::start(Arc::new(memory), &start)?;
         let read = session.wait_for(|progress| progress.read)?;
         if read {
+            // Stopped, the guest's waiting costs nothing.
+            session.stop()?;
             self.judge(&session, tally)?;
             session.memory.go()?;
+            session.go_on()?;
         }
         match plan {
             Plan::Clean => {}
@@ -235,13 +251,23 @@ impl<'a> Life<'a> {
             }
         }
         if let Some(time) = session.opened_after {
-            if self.unclean { &mut self.recovery } else { &mut self.clean_open }.push(time);
+            if self.unclean {
+                &mut self.recovery
+            } else {
+                &mut self.clean_open
+            }
+            .push(time);
         }
         let end = session.end()?;
         self.account(&end, &commands, tally);
         self.unclean = !matches!(plan, Plan::Clean);
         if !self.unclean {
-            ensure!(end.code == Some(0), "the clean end failed: {:?}\n{}", end.code, end.errors);
+            ensure!(
+                end.code == Some(0),
+                "the clean end failed: {:?}\n{}",
+                end.code,
+                end.errors
+            );
             self.check(&[])?;
             tally.clean_ends += 1;
             tally.checks += 1;
@@ -284,12 +310,24 @@ impl<'a> Life<'a> {
         tally.kills += 1;
         // One that was never reached was killed from outside, with everything done.
         let at_failpoint = wanted_failpoint && !end.progress.done;
-        *if at_failpoint { &mut tally.failpoint_kills } else { &mut tally.random_kills } += 1;
+        *if at_failpoint {
+            &mut tally.failpoint_kills
+        } else {
+            &mut tally.random_kills
+        } += 1;
         tally.kills_during_open += u64::from(!end.progress.started);
         let names = self.surroundings.failpoints;
-        let name = end.last_point.and_then(|point| names.get(point)).copied().unwrap_or("start");
+        let name = end
+            .last_point
+            .and_then(|point| names.get(point))
+            .copied()
+            .unwrap_or("start");
         let kills = tally.points.entry(name.to_owned()).or_default();
-        *if at_failpoint { &mut kills.failpoint } else { &mut kills.random } += 1;
+        *if at_failpoint {
+            &mut kills.failpoint
+        } else {
+            &mut kills.random
+        } += 1;
         for (name, hits) in names.iter().zip(&end.hits).filter(|(_, hits)| **hits > 0) {
             tally.points.entry((*name).to_owned()).or_default().passed += hits;
         }
@@ -317,21 +355,54 @@ impl<'a> Life<'a> {
     fn compare_snapshots(&self) -> Result<()> {
         let folder = self.surroundings.folder;
         for (name, ids) in &self.snapshots {
-            let arguments = ["convert", "-f", "qcow2", "-O", "raw", "-l", name, "disk.qcow2", "snapshot.raw"];
+            let arguments = [
+                "convert",
+                "-f",
+                "qcow2",
+                "-O",
+                "raw",
+                "-l",
+                name,
+                "disk.qcow2",
+                "snapshot.raw",
+            ];
             qemu_img(folder, &arguments)?;
             let found = std::fs::read(folder.join("snapshot.raw"))?;
             let compared = Oracle::new(ids).compare(&found);
-            compared.map_err(anyhow::Error::msg).with_context(|| format!("snapshot {name} has changed"))?;
+            compared
+                .map_err(anyhow::Error::msg)
+                .with_context(|| format!("snapshot {name} has changed"))?;
         }
         Ok(())
     }
 }
 
+/// Options of the disk. A small metadata cache is made faster, and has slices come and go.
+fn some_options(random: &mut StdRng) -> String {
+    let mut one_of = |choices: &[&'static str]| choices[random.random_range(0..choices.len())];
+    [
+        one_of(&["", ",cache-size=256K", ",cache-size=1M"]),
+        one_of(&[
+            "",
+            ",discard=unmap",
+            ",discard=unmap",
+            ",discard=unmap,detect-zeroes=unmap",
+        ]),
+        one_of(&["", "", "", ",cache=none"]),
+    ]
+    .concat()
+}
+
 fn qemu_img(folder: &Path, arguments: &[&str]) -> Result<()> {
     let mut command = std::process::Command::new(
-        guest_images::find_program("qemu-img").context("`qemu-img` is not installed; `cargo xtask setup` installs it")?,
+        guest_images::find_program("qemu-img")
+            .context("`qemu-img` is not installed; `cargo xtask setup` installs it")?,
     );
-    let output = command.args(arguments).current_dir(folder).output().context("Cannot run qemu-img")?;
+    let output = command
+        .args(arguments)
+        .current_dir(folder)
+        .output()
+        .context("Cannot run qemu-img")?;
     if !output.status.success() {
         bail!(
             "qemu-img {}: {}\n{}{}",

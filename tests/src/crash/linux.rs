@@ -113,7 +113,12 @@ fn make_disks(host: &Host, folder: &Path, count: u64, random: &mut StdRng) -> Re
     let mut disks = Vec::new();
     for number in 0..count {
         let clusters = [4096, 65536, 65536, 512][random.random_range(0..4)];
-        let options = ["discard=unmap", "discard=unmap", "discard=ignore", "discard=unmap,detect-zeroes=unmap"];
+        let options = [
+            "discard=unmap",
+            "discard=unmap",
+            "discard=ignore",
+            "discard=unmap,detect-zeroes=unmap",
+        ];
         let options = options[random.random_range(0..4)];
         let shape = ["plain", "under a snapshot", "above a backing file"][random.random_range(0..3)];
         let name = format!("disk-{number}.qcow2");
@@ -121,7 +126,10 @@ fn make_disks(host: &Host, folder: &Path, count: u64, random: &mut StdRng) -> Re
         let cluster_option = format!("cluster_size={clusters}");
         let convert = |to: &Path| {
             let arguments = ["convert", "-f", "raw", "-O", "qcow2", "-o", &cluster_option].map(AsRef::as_ref);
-            run_tool("qemu-img", arguments.into_iter().chain([raw.as_os_str(), to.as_os_str()]))
+            run_tool(
+                "qemu-img",
+                arguments.into_iter().chain([raw.as_os_str(), to.as_os_str()]),
+            )
         };
         let mut backing = None;
         if shape == "above a backing file" {
@@ -134,11 +142,22 @@ fn make_disks(host: &Host, folder: &Path, count: u64, random: &mut StdRng) -> Re
             convert(&image)?;
         }
         if shape == "under a snapshot" {
-            run_tool("qemu-img", ["snapshot", "-c", "before"].map(AsRef::as_ref).into_iter().chain([image.as_os_str()]))?;
+            run_tool(
+                "qemu-img",
+                ["snapshot", "-c", "before"]
+                    .map(AsRef::as_ref)
+                    .into_iter()
+                    .chain([image.as_os_str()]),
+            )?;
         }
         host.add_file(&format!("disks/{name}"), &image)?;
         let describe = format!("disk {number} ({shape}, clusters of {clusters}, {options})");
-        disks.push(Disk { name, backing, options, describe });
+        disks.push(Disk {
+            name,
+            backing,
+            options,
+            describe,
+        });
     }
     Ok(disks)
 }
@@ -200,10 +219,15 @@ impl Ward<'_> {
     }
 
     fn boot(&mut self, disk: &Disk, plan: &Plan, acknowledged: &mut Acknowledged, tally: &mut Tally) -> Result<()> {
-        self.host.shell(&format!("rm -f {TRACE}; dd if=/dev/zero of={TRACE} bs=2048 count=1"))?;
+        self.host
+            .shell(&format!("rm -f {TRACE}; dd if=/dev/zero of={TRACE} bs=2048 count=1"))?;
         let rounds = if matches!(plan, Plan::Look) { 0 } else { 10_000 };
         let seed = self.random.random_range(1..1 << 30);
-        let failpoint = if let Plan::Failpoint(failpoint) = plan { Some(failpoint.as_str()) } else { None };
+        let failpoint = if let Plan::Failpoint(failpoint) = plan {
+            Some(failpoint.as_str())
+        } else {
+            None
+        };
         self.host.launch(&boot_command(disk, seed, rounds, failpoint))?;
         let mut boot = Boot::default();
         let mut console = String::new();
@@ -211,7 +235,13 @@ impl Ward<'_> {
         let end = end.with_context(|| format!("console:\n{}\n{}", tail(&console), self.host.stderr()))?;
         if matches!(plan, Plan::Look) {
             let fine = end.signal.is_none() && boot.worked && end.end == End::Exited(0);
-            ensure!(fine, "the last boot ended with {:?}\nconsole:\n{}\n{}", end.end, tail(&console), self.host.stderr());
+            ensure!(
+                fine,
+                "the last boot ended with {:?}\nconsole:\n{}\n{}",
+                end.end,
+                tail(&console),
+                self.host.stderr()
+            );
             return Ok(());
         }
         ensure!(
@@ -223,7 +253,11 @@ impl Ward<'_> {
         );
         let at_failpoint = end.signal.is_none();
         tally.kills += 1;
-        *if at_failpoint { &mut tally.failpoint_kills } else { &mut tally.random_kills } += 1;
+        *if at_failpoint {
+            &mut tally.failpoint_kills
+        } else {
+            &mut tally.random_kills
+        } += 1;
         tally.kills_during_open += u64::from(console.is_empty());
         self.note_place(at_failpoint, tally)
     }
@@ -248,16 +282,22 @@ impl Ward<'_> {
         };
         loop {
             if kill_at.is_none() && boot.events >= most && !console.is_empty() {
-                let delay = if let Plan::After { delay, .. } = plan { *delay } else { Duration::ZERO };
+                let delay = if let Plan::After { delay, .. } = plan {
+                    *delay
+                } else {
+                    Duration::ZERO
+                };
                 kill_at = Some(Instant::now() + delay);
             }
             if kill_at.is_some_and(|at| Instant::now() >= at) && killed.is_none() {
                 self.host.kill()?;
                 killed = Some(9);
             }
-            let wait = kill_at.filter(|_| killed.is_none()).map_or(Duration::from_secs(5), |at| {
-                at.saturating_duration_since(Instant::now())
-            });
+            let wait = kill_at
+                .filter(|_| killed.is_none())
+                .map_or(Duration::from_secs(5), |at| {
+                    at.saturating_duration_since(Instant::now())
+                });
             match self.host.next(wait)? {
                 Happening::Console(bytes) => {
                     last = Instant::now();
@@ -266,7 +306,10 @@ impl Ward<'_> {
                         if byte == b'\n' {
                             let text = String::from_utf8_lossy(&line).trim_end().to_owned();
                             line.clear();
-                            acknowledged.take(&text, boot).map_err(anyhow::Error::msg).context("a promise is broken")?;
+                            acknowledged
+                                .take(&text, boot)
+                                .map_err(anyhow::Error::msg)
+                                .context("a promise is broken")?;
                         } else {
                             line.push(byte);
                         }
@@ -284,11 +327,17 @@ impl Ward<'_> {
 
     /// Opens the disk once more and closes it: that recovers it. Every fifth time that is killed, too.
     fn recover(&mut self, disk: &Disk, tally: &mut Tally) -> Result<()> {
-        let points: Vec<&str> = self.failpoints.iter().copied().filter(|name| is_passed_by_recovery(name)).collect();
+        let points: Vec<&str> = self
+            .failpoints
+            .iter()
+            .copied()
+            .filter(|name| is_passed_by_recovery(name))
+            .collect();
         if !points.is_empty() && self.random.random_ratio(1, 5) {
             let point = points[self.random.random_range(0..points.len())];
             let failpoint = format!("{point}:{}", self.random.random_range(1..=3));
-            self.host.shell(&format!("rm -f {TRACE}; dd if=/dev/zero of={TRACE} bs=2048 count=1"))?;
+            self.host
+                .shell(&format!("rm -f {TRACE}; dd if=/dev/zero of={TRACE} bs=2048 count=1"))?;
             if self.power_off(disk, Some(&failpoint), tally)? == End::Signalled(9) {
                 tally.kills += 1;
                 tally.failpoint_kills += 1;
@@ -299,14 +348,28 @@ impl Ward<'_> {
         let begin = Instant::now();
         let end = self.power_off(disk, None, tally)?;
         self.recovery.push(begin.elapsed());
-        ensure!(end == End::Exited(0), "recovery ended with {end:?}\n{}", self.host.stderr());
+        ensure!(
+            end == End::Exited(0),
+            "recovery ended with {end:?}\n{}",
+            self.host.stderr()
+        );
         Ok(())
     }
 
     /// Runs a guest that powers off at once.
     fn power_off(&mut self, disk: &Disk, failpoint: Option<&str>, tally: &mut Tally) -> Result<End> {
         let mut command = environment(failpoint);
-        let words = ["./spindle", "--log", "info", "run", "--console", "null", "--memory", "16M", "--kernel"];
+        let words = [
+            "./spindle",
+            "--log",
+            "info",
+            "run",
+            "--console",
+            "null",
+            "--memory",
+            "16M",
+            "--kernel",
+        ];
         command.extend(words.map(str::to_owned));
         command.extend(["disks/power-off.elf", "--disk"].map(str::to_owned));
         command.push(format!("disks/{},{}", disk.name, disk.options));
@@ -330,9 +393,17 @@ impl Ward<'_> {
     fn note_place(&mut self, at_failpoint: bool, tally: &mut Tally) -> Result<()> {
         let said = self.host.shell(&format!("od -An -tu1 -N1 {TRACE}"))?;
         let word = said.trim_matches(['|', ' ']).parse::<usize>().unwrap_or(0);
-        let name = word.checked_sub(1).and_then(|point| self.failpoints.get(point)).copied().unwrap_or("start");
+        let name = word
+            .checked_sub(1)
+            .and_then(|point| self.failpoints.get(point))
+            .copied()
+            .unwrap_or("start");
         let kills = tally.points.entry(name.to_owned()).or_default();
-        *if at_failpoint { &mut kills.failpoint } else { &mut kills.random } += 1;
+        *if at_failpoint {
+            &mut kills.failpoint
+        } else {
+            &mut kills.random
+        } += 1;
         Ok(())
     }
 
@@ -345,7 +416,11 @@ impl Ward<'_> {
         let raw = self.folder.join("disk.raw");
         crate::convert_to_raw(&image, &raw)?;
         let program = find_program("e2fsck").context("`e2fsck` is not installed; `cargo xtask setup` installs it")?;
-        let preened = Command::new(program).arg("-p").arg(&raw).output().context("Cannot run e2fsck")?;
+        let preened = Command::new(program)
+            .arg("-p")
+            .arg(&raw)
+            .output()
+            .context("Cannot run e2fsck")?;
         // e2fsck(8): 1 is "file system errors corrected", which a journal replay with orphans is.
         let fine = matches!(preened.status.code(), Some(0 | 1));
         ensure!(fine, "e2fsck -p: {}", String::from_utf8_lossy(&preened.stdout));
@@ -361,7 +436,11 @@ struct Followed {
 }
 
 fn environment(failpoint: Option<&str>) -> Vec<String> {
-    let mut command = vec!["env".to_owned(), "NO_COLOR=1".to_owned(), format!("SPINDLE_FAILPOINT_TRACE={TRACE}")];
+    let mut command = vec![
+        "env".to_owned(),
+        "NO_COLOR=1".to_owned(),
+        format!("SPINDLE_FAILPOINT_TRACE={TRACE}"),
+    ];
     command.extend(failpoint.map(|failpoint| format!("SPINDLE_FAILPOINT={failpoint}")));
     command
 }
@@ -377,7 +456,16 @@ fn boot_command(disk: &Disk, seed: u32, rounds: u32, failpoint: Option<&str>) ->
     );
     let mut command = environment(failpoint);
     let (kernel, initrd) = (format!("base/{}", Guest::KERNEL), format!("base/{}", Guest::INITRAMFS));
-    let words = ["./spindle", "run", "--kernel", &kernel, "--initrd", &initrd, "--append", &append];
+    let words = [
+        "./spindle",
+        "run",
+        "--kernel",
+        &kernel,
+        "--initrd",
+        &initrd,
+        "--append",
+        &append,
+    ];
     command.extend(words.map(str::to_owned));
     command.push("--disk".to_owned());
     command.push(format!("disks/{},slot=hda,{}", disk.name, disk.options));
@@ -392,13 +480,17 @@ fn is_passed_by_recovery(name: &str) -> bool {
 }
 
 fn logged(errors: &str, name: &str) -> u64 {
-    let values = errors.split_whitespace().filter_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+    let values = errors
+        .split_whitespace()
+        .filter_map(|word| word.strip_prefix(name)?.strip_prefix('='));
     values.filter_map(|value| value.parse::<u64>().ok()).sum()
 }
 
 fn tail(console: &str) -> &str {
     let start = console.len().saturating_sub(4000);
-    let start = (start..console.len()).find(|at| console.is_char_boundary(*at)).unwrap_or(console.len());
+    let start = (start..console.len())
+        .find(|at| console.is_char_boundary(*at))
+        .unwrap_or(console.len());
     &console[start..]
 }
 

@@ -65,7 +65,13 @@ impl Oracle {
     /// The first sector that holds what it must not.
     pub(super) fn compare(&mut self, disk: &[u8]) -> Result<(), String> {
         let mut wrong = Vec::new();
-        for (sector, (bytes, values)) in disk.as_chunks::<{ SECTOR as usize }>().0.iter().zip(&mut self.allowed).enumerate() {
+        for (sector, (bytes, values)) in disk
+            .as_chunks::<{ SECTOR as usize }>()
+            .0
+            .iter()
+            .zip(&mut self.allowed)
+            .enumerate()
+        {
             let sector = sector as u64;
             match values.iter().find(|id| stamp(**id, sector) == *bytes) {
                 Some(&id) => *values = vec![id],
@@ -83,7 +89,10 @@ impl Oracle {
 
     /// The write that each sector is of. After [`Oracle::compare`] there is just one.
     pub(super) fn ids(&self) -> Vec<u32> {
-        self.allowed.iter().map(|values| values.last().copied().unwrap_or(0)).collect()
+        self.allowed
+            .iter()
+            .map(|values| values.last().copied().unwrap_or(0))
+            .collect()
     }
 
     fn range(&mut self, first: u64, count: u64) -> &mut [Vec<u32>] {
@@ -138,7 +147,10 @@ mod tests {
         let mut oracle = Oracle::new(&[1, 1]);
         let swapped = [stamp(1, 1), stamp(1, 0)].concat();
         let error = oracle.compare(&swapped).unwrap_err();
-        assert!(error.contains("write 1 of sector 1") && error.contains("2 sectors"), "{error}");
+        assert!(
+            error.contains("write 1 of sector 1") && error.contains("2 sectors"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -45,6 +45,17 @@ pub struct PowerCampaign<'a> {
     pub folder: &'a Path,
 }
 
+/// Whether this machine lets us mount a recording file system.
+///
+/// # Errors
+/// Why not.
+pub fn can_record() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let recorded = RecordedFile::mount(folder.path(), "empty", Vec::new(), Mark::default)?;
+    recorded.finish()?;
+    Ok(())
+}
+
 /// What came of the crash states of one hypervisor under one model.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Column {
@@ -92,11 +103,20 @@ pub fn run_power(campaign: &PowerCampaign<'_>, mut progress: impl FnMut(&[Column
         ..Column::default()
     };
     let mut columns = vec![column("spindle", "power loss")];
-    let mut wanted = vec![(Hypervisor::Spindle(campaign.spindle.to_owned()), Tear::Torn, campaign.states)];
+    let mut wanted = vec![(
+        Hypervisor::Spindle(campaign.spindle.to_owned()),
+        Tear::Torn,
+        campaign.states,
+    )];
     if campaign.qemu_states > 0 {
-        let qemu = find_program("qemu-system-x86_64").context("`qemu-system-x86_64` is not installed; `cargo xtask setup` installs it")?;
+        let qemu = find_program("qemu-system-x86_64")
+            .context("`qemu-system-x86_64` is not installed; `cargo xtask setup` installs it")?;
         columns.push(column("QEMU", "power loss"));
-        wanted.push((Hypervisor::Qemu(qemu.clone()), Tear::Torn, campaign.qemu_states.div_ceil(2)));
+        wanted.push((
+            Hypervisor::Qemu(qemu.clone()),
+            Tear::Torn,
+            campaign.qemu_states.div_ceil(2),
+        ));
         columns.push(column("QEMU", "kill"));
         wanted.push((Hypervisor::Qemu(qemu), Tear::Nothing, campaign.qemu_states / 2));
     }
@@ -106,7 +126,10 @@ pub fn run_power(campaign: &PowerCampaign<'_>, mut progress: impl FnMut(&[Column
     for (index, (hypervisor, tear, states)) in wanted.iter().enumerate() {
         let begin = Instant::now();
         while columns[index].states < *states {
-            let seed = campaign.seed.wrapping_mul(1 << 20).wrapping_add(columns[index].recordings);
+            let seed = campaign
+                .seed
+                .wrapping_mul(1 << 20)
+                .wrapping_add(columns[index].recordings);
             let laboratory = Laboratory {
                 folder: campaign.folder,
                 kernel: &kernel,
@@ -139,7 +162,11 @@ impl Laboratory<'_> {
         column.syncs += recording.syncs() as u64;
         for _ in 0..states {
             let at = random.random_range(0..=recording.events.len());
-            let tear = if tear == Tear::Torn { [Tear::Torn, Tear::Torn, Tear::Some, Tear::Everything][random.random_range(0..4)] } else { tear };
+            let tear = if tear == Tear::Torn {
+                [Tear::Torn, Tear::Torn, Tear::Some, Tear::Everything][random.random_range(0..4)]
+            } else {
+                tear
+            };
             let state = recording.crash(at, tear, &mut random);
             let oracle = allowed(&commands, state.mark, tear);
             column.states += 1;
@@ -161,8 +188,16 @@ impl Laboratory<'_> {
                     "clusters of {cluster_size}, crash before event {at} of {}, {tear:?}: {kept} of {pending} changes kept whole",
                     recording.events.len()
                 );
-                std::fs::write(self.folder.join(format!("failure-{}-{}.qcow2", self.seed, column.states)), &state.bytes)?;
-                column.failures.push(Failure { seed: self.seed, place, what });
+                std::fs::write(
+                    self.folder
+                        .join(format!("failure-{}-{}.qcow2", self.seed, column.states)),
+                    &state.bytes,
+                )?;
+                column.failures.push(Failure {
+                    seed: self.seed,
+                    place,
+                    what,
+                });
             }
         }
         Ok(())
@@ -258,7 +293,10 @@ fn allowed(commands: &[Action], mark: Mark, tear: Tear) -> Oracle {
     let certain = if tear == Tear::Nothing {
         completed
     } else {
-        commands[..completed].iter().rposition(|command| *command == Action::Flush).unwrap_or(0)
+        commands[..completed]
+            .iter()
+            .rposition(|command| *command == Action::Flush)
+            .unwrap_or(0)
     };
     for (index, command) in commands.iter().enumerate().take(mark.issued as usize) {
         oracle.issued(command);
@@ -296,7 +334,11 @@ fn judge_with_spindle(image: &Path, mut oracle: Oracle) -> Result<Verdict> {
         if let Some(result) = outcome.lock().ok().and_then(|mut slot| slot.take()) {
             break result;
         }
-        ensure!(begin.elapsed().as_secs() < 120, "reading {} does not end", image.display());
+        ensure!(
+            begin.elapsed().as_secs() < 120,
+            "reading {} does not end",
+            image.display()
+        );
     };
     drop(disk);
     engine.close().context("Cannot close the recovered image")?;
@@ -306,7 +348,9 @@ fn judge_with_spindle(image: &Path, mut oracle: Oracle) -> Result<Verdict> {
     // As strict as after any close: neither corruption nor leaks.
     let checked = check(image)?;
     if checked != 0 {
-        return Ok(Verdict::Corrupt(format!("qemu-img check gives {checked} after the recovery")));
+        return Ok(Verdict::Corrupt(format!(
+            "qemu-img check gives {checked} after the recovery"
+        )));
     }
     Ok(match oracle.compare(&buffer.to_vec()) {
         Ok(()) => Verdict::Fine { leaky: false },
@@ -323,12 +367,22 @@ fn judge_with_qemu(folder: &Path, image: &Path, mut oracle: Oracle) -> Result<Ve
     }
     let raw = folder.join("state.raw");
     let name = |path: &PathBuf| path.to_string_lossy().into_owned();
-    let arguments = ["convert", "-f", "qcow2", "-O", "raw", &name(&image.to_owned()), &name(&raw)];
+    let arguments = [
+        "convert",
+        "-f",
+        "qcow2",
+        "-O",
+        "raw",
+        &name(&image.to_owned()),
+        &name(&raw),
+    ];
     if let Err(error) = qemu_img(&arguments) {
         return Ok(Verdict::Refused(error.to_string()));
     }
     Ok(match oracle.compare(&std::fs::read(&raw)?) {
-        Ok(()) => Verdict::Fine { leaky: checked == LEAKS },
+        Ok(()) => Verdict::Fine {
+            leaky: checked == LEAKS,
+        },
         Err(what) => Verdict::Lost(what),
     })
 }
@@ -336,15 +390,25 @@ fn judge_with_qemu(folder: &Path, image: &Path, mut oracle: Oracle) -> Result<Ve
 /// qemu-img check's exit code: 0, 3 for leaks, 2 for corruption, 1 for an image that it cannot check.
 fn check(image: &Path) -> Result<i32> {
     let program = find_program("qemu-img").context("`qemu-img` is not installed; `cargo xtask setup` installs it")?;
-    let output = Command::new(program).args(["check", "-q", "-f", "qcow2"]).arg(image).output()?;
+    let output = Command::new(program)
+        .args(["check", "-q", "-f", "qcow2"])
+        .arg(image)
+        .output()?;
     output.status.code().context("qemu-img check was killed")
 }
 
 fn qemu_img(arguments: &[&str]) -> Result<()> {
     let program = find_program("qemu-img").context("`qemu-img` is not installed; `cargo xtask setup` installs it")?;
-    let output = Command::new(program).args(arguments).output().context("Cannot run qemu-img")?;
+    let output = Command::new(program)
+        .args(arguments)
+        .output()
+        .context("Cannot run qemu-img")?;
     if !output.status.success() {
-        bail!("qemu-img {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr));
+        bail!(
+            "qemu-img {}: {}",
+            arguments.join(" "),
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     Ok(())
 }
@@ -357,11 +421,22 @@ mod tests {
     #[test]
     fn a_power_loss_may_take_what_was_not_flushed_and_a_kill_may_not() {
         let commands = [
-            Action::Write { first: 0, count: 1, id: 1 },
+            Action::Write {
+                first: 0,
+                count: 1,
+                id: 1,
+            },
             Action::Flush,
-            Action::Write { first: 0, count: 1, id: 2 },
+            Action::Write {
+                first: 0,
+                count: 1,
+                id: 2,
+            },
         ];
-        let mark = Mark { issued: 3, completed: 3 };
+        let mark = Mark {
+            issued: 3,
+            completed: 3,
+        };
         let holds = |id: u32, tear| {
             let mut disk = vec![0; (SECTORS * SECTOR) as usize];
             disk[..SECTOR as usize].copy_from_slice(&stamp(id, 0));

@@ -186,7 +186,10 @@ impl GuestMemory {
         } else {
             self.add(Verb::Await, LOG + 24, 1, 0);
         }
-        ensure!(self.script.len() <= (SCRIPT_END - SCRIPT) as usize, "the script is too long");
+        ensure!(
+            self.script.len() <= (SCRIPT_END - SCRIPT) as usize,
+            "the script is too long"
+        );
         self.file.write_all_at(&self.script, u64::from(SCRIPT))?;
         Ok(())
     }
@@ -225,7 +228,12 @@ impl GuestMemory {
         let count = self.reads as usize + progress.completed;
         let mut bytes = vec![0; count * 4];
         self.file.read_exact_at(&mut bytes, u64::from(STATUS))?;
-        let mut status = bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).enumerate();
+        let mut status = bytes
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|word| u32::from_le_bytes(*word))
+            .enumerate();
         let started = progress.read;
         Ok(status.find(|(_, status)| started && status & FAULT_OR_ERROR != 0))
     }
@@ -254,13 +262,24 @@ impl GuestMemory {
     fn place(&mut self, data: &[u8]) -> Result<u32> {
         let address = self.write_at.next_multiple_of(0x1_0000);
         let end = u64::from(address) + data.len() as u64;
-        ensure!(end <= MEMORY, "the workload's data does not fit into the guest's memory");
+        ensure!(
+            end <= MEMORY,
+            "the workload's data does not fit into the guest's memory"
+        );
         self.file.write_all_at(data, u64::from(address))?;
         self.write_at = end as u32;
         Ok(address)
     }
 
-    fn transfer(&mut self, command: u32, direction: u32, first: u64, count: u64, address: u32, bytes: u32) -> Result<()> {
+    fn transfer(
+        &mut self,
+        command: u32,
+        direction: u32,
+        first: u64,
+        count: u64,
+        address: u32,
+        bytes: u32,
+    ) -> Result<()> {
         const START: u32 = 1;
         const CLEAR_ERROR_AND_INTERRUPT: u32 = 0b110;
         const LBA: u32 = 1 << 6;
@@ -273,7 +292,11 @@ impl GuestMemory {
         let lba = first.to_le_bytes();
         self.out8(DATA_COUNT, count as u32 >> 8);
         self.out8(DATA_COUNT, count as u32 & 0xff);
-        for (port, high, low) in [(0x1f3, lba[3], lba[0]), (0x1f4, lba[4], lba[1]), (0x1f5, lba[5], lba[2])] {
+        for (port, high, low) in [
+            (0x1f3, lba[3], lba[0]),
+            (0x1f4, lba[4], lba[1]),
+            (0x1f5, lba[5], lba[2]),
+        ] {
             self.out8(port, high.into());
             self.out8(port, low.into());
         }

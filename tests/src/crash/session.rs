@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::script::{GuestMemory, MEMORY_ARGUMENT, Progress};
 
@@ -70,22 +71,40 @@ pub(super) struct End {
 
 impl Hypervisor {
     fn command(&self, memory: &GuestMemory, start: &Start<'_>) -> Result<Command> {
-        let disk = start.disk.to_str().context("The folder's name is not UTF-8")?.replace(',', ",,");
+        let disk = start
+            .disk
+            .to_str()
+            .context("The folder's name is not UTF-8")?
+            .replace(',', ",,");
         let disk = format!("{disk}{}", start.options);
         Ok(match self {
             Hypervisor::Spindle(program) => {
                 let mut command = Command::new(program);
                 command.args(["--log", "info", "run", "--console", "null", "--memory", MEMORY_ARGUMENT]);
-                command.arg("--memory-file").arg(memory.path()).arg("--kernel").arg(start.kernel);
+                command
+                    .arg("--memory-file")
+                    .arg(memory.path())
+                    .arg("--kernel")
+                    .arg(start.kernel);
                 command.args(["--disk", &disk]);
                 command
             }
             Hypervisor::Qemu(program) => {
                 let mut command = Command::new(program);
                 let (path, size) = (memory.path(), MEMORY_ARGUMENT);
-                command.args(["-accel", "tcg", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+                command.args([
+                    "-accel",
+                    "tcg",
+                    "-nodefaults",
+                    "-no-user-config",
+                    "-display",
+                    "none",
+                    "-no-reboot",
+                ]);
                 command.args(["-machine", "pc,memory-backend=ram", "-m", size, "-object"]);
-                command.arg(format!("memory-backend-file,id=ram,size={size},mem-path={path},share=on"));
+                command.arg(format!(
+                    "memory-backend-file,id=ram,size={size},mem-path={path},share=on"
+                ));
                 command.arg("-kernel").arg(start.kernel);
                 command.args(["-drive", &format!("if=ide,index=0,format=qcow2,file={disk}")]);
                 command
@@ -105,10 +124,15 @@ impl Session {
         if let Some(failpoint) = &start.failpoint {
             command.env("SPINDLE_FAILPOINT", failpoint);
         }
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
         let started_at = Instant::now();
         let program = command.get_program().to_owned();
-        let child = command.spawn().with_context(|| format!("Cannot run {}", program.display()))?;
+        let child = command
+            .spawn()
+            .with_context(|| format!("Cannot run {}", program.display()))?;
         Ok(Self {
             child,
             memory,
@@ -142,7 +166,12 @@ impl Session {
             if last.1.elapsed() > PATIENCE {
                 self.kill()?;
                 let end = self.end()?;
-                bail!("No progress for {} s after {:?}\n{}", PATIENCE.as_secs(), end.progress, end.errors);
+                bail!(
+                    "No progress for {} s after {:?}\n{}",
+                    PATIENCE.as_secs(),
+                    end.progress,
+                    end.errors
+                );
             }
             thread::sleep(GLANCE);
         }
@@ -172,6 +201,22 @@ impl Session {
         Ok(self.reaped.is_some())
     }
 
+    /// Stops the process until [`Session::go_on`], if a failpoint has not ended it already.
+    pub(super) fn stop(&self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    pub(super) fn go_on(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        if self.reaped.is_none() {
+            kill_process(Pid::from_child(&self.child), signal).context("Cannot signal spindle")?;
+        }
+        Ok(())
+    }
+
     pub(super) fn kill(&mut self) -> Result<()> {
         if self.reaped.is_none() {
             self.child.kill().context("Cannot kill spindle")?;
@@ -197,7 +242,12 @@ impl Session {
         }
         let mut trace = vec![0; TRACE_WORDS * 8];
         self.trace.read_exact_at(&mut trace, 0)?;
-        let words: Vec<u64> = trace.as_chunks::<8>().0.iter().map(|word| u64::from_ne_bytes(*word)).collect();
+        let words: Vec<u64> = trace
+            .as_chunks::<8>()
+            .0
+            .iter()
+            .map(|word| u64::from_ne_bytes(*word))
+            .collect();
         let status = self.reaped.context("it has ended")?;
         let progress = self.memory.progress()?;
         if let Some((command, status)) = self.memory.failed_command(progress)? {
@@ -240,7 +290,10 @@ impl End {
 
     /// A number that spindle's log gives as `name=`, summed over its lines.
     pub(super) fn logged(&self, name: &str) -> u64 {
-        let values = self.errors.split_whitespace().filter_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+        let values = self
+            .errors
+            .split_whitespace()
+            .filter_map(|word| word.strip_prefix(name)?.strip_prefix('='));
         values.filter_map(|value| value.parse::<u64>().ok()).sum()
     }
 }

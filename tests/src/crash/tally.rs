@@ -88,7 +88,10 @@ impl Spread {
         times.sort_by(f64::total_cmp);
         let at = |share: f64| {
             let index = (times.len() as f64 * share) as usize;
-            times.get(index.min(times.len().saturating_sub(1))).copied().unwrap_or(0.0)
+            times
+                .get(index.min(times.len().saturating_sub(1)))
+                .copied()
+                .unwrap_or(0.0)
         };
         Self {
             count: times.len(),

@@ -82,7 +82,11 @@ impl Workload {
     /// 1 to 256 sectors, short runs as often as long ones, half of them in the disk's first eighth.
     pub(super) fn some_sectors(&self, random: &mut StdRng) -> (u64, u64) {
         let count = 1 + up_to_a_power_of_two(random, 8);
-        let space = if random.random_ratio(1, 2) { SECTORS } else { SECTORS / 8 };
+        let space = if random.random_ratio(1, 2) {
+            SECTORS
+        } else {
+            SECTORS / 8
+        };
         (random.random_range(0..=space - count), count)
     }
 

@@ -58,7 +58,7 @@ mod tests {
     #[test]
     fn the_zero_page_has_the_fields_at_their_offsets() {
         let size: MemorySize = "4G".parse().expect("a size");
-        let memory = allocate(size).expect("memory");
+        let memory = allocate(size, None).expect("memory");
         let loaded = Loaded {
             rsdp: layout::RSDP,
             memory_size: size,

@@ -56,7 +56,7 @@ mod tests {
     #[test]
     fn the_start_info_points_to_the_initrd_the_memory_map_and_acpi() {
         let size: MemorySize = "64M".parse().expect("a size");
-        let memory = allocate(size).expect("memory");
+        let memory = allocate(size, None).expect("memory");
         let loaded = Loaded {
             rsdp: layout::RSDP,
             memory_size: size,

@@ -1,22 +1,30 @@
 //! `--disk PATH[,format=qcow2|raw][,slot=hda..hdd][,readonly][,root][,cache=...][,discard=...][,detect-zeroes=...]
-//! [,bps=...][,iops=...][,inject=...]`
+//! [,cache-size=...][,bps=...][,iops=...][,inject=...]`
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 
-use disk::{CacheMode, DetectZeroes, Discard, Format, Injection, InjectionError, LimitError, Limits, OptionError};
+use devices::ide::error_policy::{ErrorPolicy, ErrorPolicyError};
+use disk::{
+    CacheMode, CacheSize, CacheSizeError, DetectZeroes, Discard, Disk, Format, InjectingDisk, Injection,
+    InjectionError, LimitError, Limits, OpenOptions, OptionError, ThrottledDisk,
+};
 
 /// Where an IDE drive is plugged in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot(usize);
 
-/// In the order of the chipset: primary master and slave, secondary master and slave.
-const SLOT_NAMES: [&str; Slot::COUNT] = ["hda", "hdb", "hdc", "hdd"];
-
 impl Slot {
     /// How many there are.
     pub const COUNT: usize = 4;
+
+    /// hdc, the secondary master: where a CD-ROM drive is, if nobody says otherwise.
+    pub const OF_CD_ROM: Self = Self(2);
+
+    /// In the order of the chipset: primary master and slave, secondary master and slave.
+    pub const NAMES: [&str; Slot::COUNT] = ["hda", "hdb", "hdc", "hdd"];
 
     /// 0 is hda.
     pub fn index(self) -> usize {
@@ -25,7 +33,7 @@ impl Slot {
 
     /// `hda` to `hdd`.
     pub fn name(self) -> &'static str {
-        SLOT_NAMES[self.0]
+        Slot::NAMES[self.0]
     }
 }
 
@@ -48,6 +56,10 @@ pub struct DiskArgument {
     pub discard: Discard,
     /// Whether writes of zeros are stored as such.
     pub detect_zeroes: DetectZeroes,
+    /// The size of the metadata cache, if the user said so.
+    pub cache_size: Option<CacheSize>,
+    /// What becomes of a request that the host fails.
+    pub errors: ErrorPolicy,
     /// How fast it may be.
     pub limits: Limits,
     /// Where it fails or dawdles, for tests of a guest.
@@ -62,7 +74,7 @@ pub enum DiskArgumentError {
     NoPath,
     /// No such option.
     #[error(
-        "unknown option \"{0}\"; there are format=qcow2|raw, slot=hda..hdd, readonly, root, cache=, discard=, detect-zeroes=, bps=, iops= and inject= (a comma in the path is written twice)"
+        "unknown option \"{0}\"; there are format=qcow2|raw, slot=hda..hdd, readonly, root, cache=, discard=, detect-zeroes=, cache-size=, werror=, rerror=, bps=, iops= and inject= (a comma in the path is written twice)"
     )]
     UnknownOption(String),
     /// An option that was said before.
@@ -74,6 +86,12 @@ pub enum DiskArgumentError {
     /// A value that an option does not have.
     #[error("{0}")]
     Value(OptionError),
+    /// A size that a metadata cache cannot have.
+    #[error("{0}")]
+    CacheSize(CacheSizeError),
+    /// An error policy that is not known.
+    #[error("{0}")]
+    ErrorPolicy(ErrorPolicyError),
     /// A speed limit that cannot be.
     #[error("{0}")]
     Limit(LimitError),
@@ -88,6 +106,18 @@ pub enum DiskArgumentError {
 impl From<OptionError> for DiskArgumentError {
     fn from(error: OptionError) -> Self {
         DiskArgumentError::Value(error)
+    }
+}
+
+impl From<CacheSizeError> for DiskArgumentError {
+    fn from(error: CacheSizeError) -> Self {
+        DiskArgumentError::CacheSize(error)
+    }
+}
+
+impl From<ErrorPolicyError> for DiskArgumentError {
+    fn from(error: ErrorPolicyError) -> Self {
+        DiskArgumentError::ErrorPolicy(error)
     }
 }
 
@@ -116,7 +146,8 @@ impl FromStr for DiskArgument {
         let mut slot = None;
         let mut read_only = None;
         let mut root = None;
-        let (mut cache, mut discard, mut detect_zeroes) = (None, None, None);
+        let (mut cache, mut discard, mut detect_zeroes, mut cache_size) = (None, None, None, None);
+        let (mut write_errors, mut read_errors) = (None, None);
         let mut limits = Limits::default();
         let mut limited = BTreeSet::new();
         let mut injections = Vec::new();
@@ -131,6 +162,9 @@ impl FromStr for DiskArgument {
                 ("cache", Some(value)) => set(&mut cache, "cache", value.parse()?)?,
                 ("discard", Some(value)) => set(&mut discard, "discard", value.parse()?)?,
                 ("detect-zeroes", Some(value)) => set(&mut detect_zeroes, "detect-zeroes", value.parse()?)?,
+                ("cache-size", Some(value)) => set(&mut cache_size, "cache-size", value.parse()?)?,
+                ("werror", Some(value)) => set(&mut write_errors, "werror", value.parse()?)?,
+                ("rerror", Some(value)) => set(&mut read_errors, "rerror", value.parse()?)?,
                 ("readonly", None) => set(&mut read_only, "readonly", true)?,
                 ("root", None) => set(&mut root, "root", true)?,
                 ("inject", Some(value)) => injections.push(value.parse()?),
@@ -152,14 +186,44 @@ impl FromStr for DiskArgument {
             cache: cache.unwrap_or_default(),
             discard: discard.unwrap_or_default(),
             detect_zeroes: detect_zeroes.unwrap_or_default(),
+            cache_size,
+            errors: ErrorPolicy {
+                write: write_errors.unwrap_or_default(),
+                read: read_errors.unwrap_or_default(),
+            },
             limits,
             injections,
         })
     }
 }
 
+impl DiskArgument {
+    /// How to open the image.
+    pub fn open_options(&self) -> OpenOptions {
+        OpenOptions {
+            read_only: self.read_only,
+            cache: self.cache,
+            discard: self.discard,
+            detect_zeroes: self.detect_zeroes,
+            cache_size: self.cache_size,
+            ..OpenOptions::new(&self.path, self.format)
+        }
+    }
+
+    /// The disk behind what slows it down or makes it fail, if anything does.
+    pub fn decorated(&self, mut disk: Arc<dyn Disk>) -> anyhow::Result<Arc<dyn Disk>> {
+        if !self.injections.is_empty() {
+            disk = Arc::new(InjectingDisk::new(disk, &self.injections));
+        }
+        if !self.limits.is_unlimited() {
+            disk = Arc::new(ThrottledDisk::new(disk, &self.limits)?);
+        }
+        Ok(disk)
+    }
+}
+
 /// Splits at single commas; a double comma is a comma.
-fn split_fields(text: &str) -> Vec<String> {
+pub(super) fn split_fields(text: &str) -> Vec<String> {
     let mut fields = vec![String::new()];
     let mut characters = text.chars().peekable();
     while let Some(character) = characters.next() {
@@ -187,8 +251,8 @@ fn parse_format(text: &str) -> Result<Format, DiskArgumentError> {
     }
 }
 
-fn parse_slot(text: &str) -> Result<Slot, DiskArgumentError> {
-    SLOT_NAMES
+pub(super) fn parse_slot(text: &str) -> Result<Slot, DiskArgumentError> {
+    Slot::NAMES
         .iter()
         .position(|name| *name == text)
         .map(Slot)
@@ -201,18 +265,37 @@ pub enum SlotsError {
     /// Two disks for one slot.
     #[error("two disks are for slot {0}")]
     Taken(&'static str),
+    /// A disk where the CD-ROM drive is.
+    #[error("slot {0} is the CD-ROM drive's; say slot= with --cdrom to have it elsewhere")]
+    CdRom(&'static str),
     /// More disks than slots.
     #[error("there are {0} disks, and an IDE controller takes {max}", max = Slot::COUNT)]
     TooMany(usize),
+    /// No slot is left for a disk beside the CD-ROM drive.
+    #[error("there are {0} disks and a CD-ROM drive, and an IDE controller takes {max} drives", max = Slot::COUNT)]
+    TooManyWithCdRom(usize),
     /// Two root disks.
     #[error("two disks are marked as the root disk")]
     TwoRoots,
 }
 
-/// Plugs the disks in: first those with a slot of their own, then the others into the first free slots in order.
-pub fn assign_slots(disks: &[DiskArgument]) -> Result<[Option<&DiskArgument>; Slot::COUNT], SlotsError> {
+/// Plugs the disks in: first those with a slot of their own, then the others into the first free slots in order. The slot of
+/// the CD-ROM drive stays free of disks.
+pub fn assign_slots(
+    disks: &[DiskArgument],
+    cd_rom: Option<Slot>,
+) -> Result<[Option<&DiskArgument>; Slot::COUNT], SlotsError> {
     if disks.len() > Slot::COUNT {
         return Err(SlotsError::TooMany(disks.len()));
+    }
+    if let Some(taken) = disks
+        .iter()
+        .find_map(|disk| disk.slot.filter(|slot| Some(*slot) == cd_rom))
+    {
+        return Err(SlotsError::CdRom(taken.name()));
+    }
+    if cd_rom.is_some() && disks.len() == Slot::COUNT {
+        return Err(SlotsError::TooManyWithCdRom(disks.len()));
     }
     if disks.iter().filter(|disk| disk.root).count() > 1 {
         return Err(SlotsError::TwoRoots);
@@ -226,8 +309,11 @@ pub fn assign_slots(disks: &[DiskArgument]) -> Result<[Option<&DiskArgument>; Sl
         }
     }
     let unplaced = disks.iter().filter(|disk| disk.slot.is_none());
-    let free = slots.iter_mut().filter(|slot| slot.is_none());
-    for (slot, disk) in free.zip(unplaced) {
+    let free = slots
+        .iter_mut()
+        .enumerate()
+        .filter(|(index, slot)| slot.is_none() && cd_rom.is_none_or(|cd_rom| cd_rom.index() != *index));
+    for ((_, slot), disk) in free.zip(unplaced) {
         *slot = Some(disk);
     }
     Ok(slots)
@@ -276,6 +362,7 @@ mod tests {
             ("a,", "unknown option \"\""),
             ("a,root,root", "\"root\" is said twice"),
             ("a,format=vmdk", "format \"vmdk\" is not known"),
+            ("a,cache-size=1K", "cache-size=1K is not a size"),
             ("a,slot=sda", "there is no slot \"sda\""),
             ("a,bps=1,bps=2", "\"bps\" is said twice"),
             ("a,bps=x", "bps=x is not a number"),
@@ -291,7 +378,7 @@ mod tests {
     #[test]
     fn disks_without_a_slot_fill_the_gaps() {
         let disks = [disk("a"), disk("b,slot=hda"), disk("c,slot=hdc,root")];
-        let slots = assign_slots(&disks).expect("three slots");
+        let slots = assign_slots(&disks, None).expect("three slots");
         let paths = slots.map(|slot| slot.map(|disk| disk.path.to_str().expect("text").to_owned()));
         assert_eq!(paths, [Some("b".into()), Some("a".into()), Some("c".into()), None]);
         assert_eq!(root_device(&slots), Some(("/dev/sdc", true)));
@@ -300,18 +387,30 @@ mod tests {
     #[test]
     fn disks_that_do_not_fit_together_are_refused() {
         let same = [disk("a,slot=hdb"), disk("b,slot=hdb")];
-        assert_eq!(assign_slots(&same), Err(SlotsError::Taken("hdb")));
+        assert_eq!(assign_slots(&same, None), Err(SlotsError::Taken("hdb")));
         let five: Vec<DiskArgument> = ["a", "b", "c", "d", "e"].map(disk).into();
-        assert_eq!(assign_slots(&five), Err(SlotsError::TooMany(5)));
+        assert_eq!(assign_slots(&five, None), Err(SlotsError::TooMany(5)));
         let roots = [disk("a,root"), disk("b,root")];
-        assert_eq!(assign_slots(&roots), Err(SlotsError::TwoRoots));
+        assert_eq!(assign_slots(&roots, None), Err(SlotsError::TwoRoots));
+    }
+
+    #[test]
+    fn the_cd_rom_drive_keeps_its_slot() {
+        let three = [disk("a"), disk("b"), disk("c")];
+        let slots = assign_slots(&three, Some(Slot(2))).expect("a slot for each");
+        let paths = slots.map(|slot| slot.map(|disk| disk.path.to_str().expect("text").to_owned()));
+        assert_eq!(paths, [Some("a".into()), Some("b".into()), None, Some("c".into())]);
+        let there = [disk("a,slot=hdc")];
+        assert_eq!(assign_slots(&there, Some(Slot(2))), Err(SlotsError::CdRom("hdc")));
+        let four: Vec<DiskArgument> = ["a", "b", "c", "d"].map(disk).into();
+        assert_eq!(assign_slots(&four, Some(Slot(2))), Err(SlotsError::TooManyWithCdRom(4)));
     }
 
     #[test]
     fn the_root_device_counts_only_disks_that_are_there() {
         let disks = [disk("a,slot=hdd,root,readonly")];
         assert_eq!(
-            root_device(&assign_slots(&disks).expect("a slot")),
+            root_device(&assign_slots(&disks, None).expect("a slot")),
             Some(("/dev/sda", false))
         );
     }

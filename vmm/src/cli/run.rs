@@ -8,20 +8,24 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use clap::CommandFactory;
 use clap::error::ErrorKind;
-use devices::chipset::DriveConfig;
-use disk::{Aio, Disk, Engine, EngineOptions, InjectingDisk, OpenOptions, ThrottledDisk};
+use devices::chipset::{CdRomConfig, DriveConfig, Plugged};
+use devices::ide::cd_rom_handle::Medium;
+use disk::{Aio, Engine, EngineOptions};
 use kvm_ioctls::Kvm;
 
 use super::Cli;
+use super::cd_rom_argument::CdRomArgument;
 use super::disk_argument::{DiskArgument, Slot, assign_slots, root_device};
 use crate::boot::{CommandLine, Guest, Initrd, Kernel, Payload};
 use crate::console::{Console, ConsoleTarget};
 use crate::exit_code::Ending;
+use crate::exits::ExitOptions;
 use crate::in_flight::Counted;
 use crate::memory::MemorySize;
+use crate::metrics::Metrics;
 use crate::milestones::Milestones;
 use crate::power::PowerSwitch;
-use crate::signals::TerminationSignals;
+use crate::signals::Signals;
 use crate::vm::{Vm, VmConfig};
 use crate::{event_loop, host, kick};
 
@@ -67,6 +71,13 @@ pub struct Arguments {
     #[arg(long = "disk", value_name = "DISK")]
     pub disks: Vec<DiskArgument>,
 
+    /// CD-ROM drive, and the image of the disc in it: [PATH][,slot=hda|hdb|hdc|hdd][,inject=...]
+    ///
+    /// Without a PATH the drive is empty. The image is raw, as an ISO 9660 file system is, and is not written to. Without a
+    /// slot, the drive is hdc. On a terminal, Ctrl-A e presses its eject button.
+    #[arg(long, value_name = "CDROM", num_args = 0..=1, default_missing_value = "")]
+    pub cdrom: Option<CdRomArgument>,
+
     /// How disk operations reach the host: io_uring or threads
     #[arg(long, value_name = "AIO", default_value_t)]
     pub aio: Aio,
@@ -87,6 +98,23 @@ pub struct Arguments {
     #[arg(long, value_name = "CONSOLE", default_value = "stdio")]
     pub console: ConsoleTarget,
 
+    /// What the kernel serves by itself: coalesced=on|off,ioeventfd=on|off
+    ///
+    /// Both are on where the host's KVM has them. Turning one off costs time and changes nothing else.
+    #[arg(
+        long,
+        value_name = "EXITS",
+        default_value = "coalesced=on,ioeventfd=on",
+        hide_default_value = true
+    )]
+    pub exits: ExitOptions,
+
+    /// Write what was counted to a file, as JSON, at the end and on SIGUSR1
+    ///
+    /// Without this option, SIGUSR1 prints it on standard error.
+    #[arg(long, value_name = "FILE")]
+    pub metrics: Option<PathBuf>,
+
     /// End with exit code 3 when the guest resets, instead of rebooting it
     #[arg(long)]
     pub no_reboot: bool,
@@ -95,13 +123,31 @@ pub struct Arguments {
 /// The disks that are plugged in: hda to hdd.
 type Drives = [Option<Drive>; Slot::COUNT];
 
-struct Drive {
-    disk: Arc<Counted>,
+enum Drive {
+    /// With its configuration, the same in every boot, for what a drive keeps without power.
+    Disk(Arc<Counted>, DriveConfig),
+    /// With a medium and the disk that it is read through, or empty.
+    CdRom(Option<(Arc<Counted>, Medium)>),
+}
+
+impl Drive {
+    /// Whether nothing is in flight.
+    fn is_idle(&self) -> bool {
+        match self {
+            Self::Disk(disk, _) => disk.is_idle(),
+            Self::CdRom(loaded) => loaded.as_ref().is_none_or(|(disk, _)| disk.is_idle()),
+        }
+    }
+}
+
+/// Where the CD-ROM drive is, if there is one.
+fn cd_rom_slot(arguments: &Arguments) -> Option<Slot> {
+    arguments.cdrom.as_ref().map(|argument| argument.slot)
 }
 
 /// Runs a machine as `arguments` say, and returns how it ended. `start` is when the process started.
 pub fn run(arguments: &Arguments, start: Instant) -> Ending {
-    let slots = assign_slots(&arguments.disks).unwrap_or_else(|error| {
+    let slots = assign_slots(&arguments.disks, cd_rom_slot(arguments)).unwrap_or_else(|error| {
         Cli::command()
             .error(ErrorKind::ValueValidation, format!("--disk: {error}"))
             .exit()
@@ -129,7 +175,7 @@ fn prepare_and_run(
     }
     kick::install()?;
     // Before the first thread: threads inherit what is blocked.
-    let signals = TerminationSignals::block()?;
+    let signals = Signals::block()?;
     let engine = Engine::new(EngineOptions { aio: arguments.aio }).context("Cannot start the disk engine")?;
     let outcome = with_disks(arguments, slots, &payload, &kvm, &engine, &signals, start);
     // Whatever happened, what the guest has written goes to the disks.
@@ -161,29 +207,43 @@ fn with_disks(
     payload: &Payload,
     kvm: &Kvm,
     engine: &Engine,
-    signals: &TerminationSignals,
+    signals: &Signals,
     start: Instant,
 ) -> anyhow::Result<Ending> {
-    let drives = open_drives(slots, engine)?;
+    let metrics = Arc::new(Metrics::default());
+    if let Some(path) = &arguments.metrics {
+        // A file that cannot be written is better known before the guest has run.
+        metrics.write(path)?;
+    }
+    let mut drives = open_drives(slots, engine, &metrics)?;
+    if let Some(argument) = &arguments.cdrom {
+        drives[argument.slot.index()] = Some(open_cd_rom(argument, engine, &metrics)?);
+    }
     // Last, so that whatever fails before prints on a terminal that is as it was.
     let mut console = Console::open(&arguments.console)?;
     let milestones = Arc::new(Milestones::since(start));
     let memory_file = arguments.memory_file.as_deref();
-    let memory_file = memory_file.map(|path| open_memory_file(path, arguments.memory)).transpose()?;
+    let memory_file = memory_file
+        .map(|path| open_memory_file(path, arguments.memory))
+        .transpose()?;
     let ending = loop {
         let power = Arc::new(PowerSwitch::new()?);
         let config = VmConfig {
             memory: arguments.memory,
             memory_file: memory_file.clone(),
             cpus: arguments.cpus,
-            drives: drive_configs(&drives),
+            drives: plugged(&drives),
             output: console.output.clone(),
             input_room: console.input.room().clone(),
             power: power.clone(),
             milestones: milestones.clone(),
+            exits: arguments.exits,
+            metrics: metrics.clone(),
         };
         let vm = Vm::new(kvm, config, payload)?.start()?;
-        let looped = event_loop::run(engine, &mut console, vm.serial(), signals, &power);
+        let looped = event_loop::run(engine, &mut console, &vm, signals, &power, &|| {
+            report_metrics(&metrics, arguments.metrics.as_deref());
+        });
         // Stops the CPUs and takes the devices down.
         drop(vm);
         looped?;
@@ -191,14 +251,29 @@ fn with_disks(
             .take_ending()
             .context("The machine stopped without saying why; this is a bug in spindle")?;
         // What the machine has in flight is done before anything else happens to the disks.
-        event_loop::run_engine_until(engine, || drives.iter().flatten().all(|drive| drive.disk.is_idle()))?;
+        event_loop::run_engine_until(engine, || drives.iter().flatten().all(Drive::is_idle))?;
         match ending {
             Ending::Reset if !arguments.no_reboot => tracing::info!("guest reset: rebooting"),
             ending => break ending,
         }
     };
     console.output.drain();
+    if let Some(path) = &arguments.metrics {
+        metrics.write(path)?;
+    }
     Ok(ending)
+}
+
+/// Somebody wants to know what was counted so far.
+fn report_metrics(metrics: &Metrics, path: Option<&Path>) {
+    match path {
+        Some(path) => {
+            if let Err(error) = metrics.write(path) {
+                tracing::warn!("{error:#}");
+            }
+        }
+        None => eprintln!("{:#}", metrics.report()),
+    }
 }
 
 /// A shorter file would be a SIGBUS at the guest's first step beyond its end.
@@ -212,39 +287,45 @@ fn open_memory_file(path: &Path, memory: MemorySize) -> anyhow::Result<Arc<File>
     Ok(Arc::new(file))
 }
 
-fn open_drives(slots: &[Option<&DiskArgument>; Slot::COUNT], engine: &Engine) -> anyhow::Result<Drives> {
+fn open_drives(
+    slots: &[Option<&DiskArgument>; Slot::COUNT],
+    engine: &Engine,
+    metrics: &Metrics,
+) -> anyhow::Result<Drives> {
     let mut drives = Drives::default();
-    for (drive, slot) in drives.iter_mut().zip(slots) {
+    for (index, (drive, slot)) in drives.iter_mut().zip(slots).enumerate() {
+        let name = Slot::NAMES[index];
         let Some(argument) = slot else { continue };
-        let disk = engine.open(&OpenOptions {
-            read_only: argument.read_only,
-            cache: argument.cache,
-            discard: argument.discard,
-            detect_zeroes: argument.detect_zeroes,
-            ..OpenOptions::new(&argument.path, argument.format)
-        })?;
-        *drive = Some(Drive {
-            disk: Arc::new(Counted::new(decorated(disk, argument)?)),
-        });
+        let disk = engine.open(&argument.open_options())?;
+        let disk = Arc::new(Counted::new(argument.decorated(disk)?, metrics.disk(name)));
+        let config = DriveConfig {
+            error_policy: argument.errors,
+            ..DriveConfig::new(disk.clone(), index)
+        };
+        *drive = Some(Drive::Disk(disk, config));
     }
     Ok(drives)
 }
 
-/// The disk behind what slows it down or makes it fail, if anything does.
-fn decorated(mut disk: Arc<dyn Disk>, argument: &DiskArgument) -> anyhow::Result<Arc<dyn Disk>> {
-    if !argument.injections.is_empty() {
-        disk = Arc::new(InjectingDisk::new(disk, &argument.injections));
-    }
-    if !argument.limits.is_unlimited() {
-        disk = Arc::new(ThrottledDisk::new(disk, &argument.limits)?);
-    }
-    Ok(disk)
+/// The CD-ROM drive and the disc that lies in it at first.
+fn open_cd_rom(argument: &CdRomArgument, engine: &Engine, metrics: &Metrics) -> anyhow::Result<Drive> {
+    let Some(path) = &argument.path else {
+        return Ok(Drive::CdRom(None));
+    };
+    let disk = argument.decorated(engine.open(&CdRomArgument::open_options(path))?);
+    let counted = Arc::new(Counted::new(disk, metrics.disk(argument.slot.name())));
+    let medium = Medium::new(counted.clone()).with_context(|| format!("{} is no image of a disc", path.display()))?;
+    Ok(Drive::CdRom(Some((counted, medium))))
 }
 
-fn drive_configs(drives: &Drives) -> [Option<DriveConfig>; Slot::COUNT] {
+fn plugged(drives: &Drives) -> [Option<Plugged>; Slot::COUNT] {
     std::array::from_fn(|index| {
-        let drive = drives[index].as_ref()?;
-        let disk: Arc<dyn Disk> = drive.disk.clone();
-        Some(DriveConfig::new(disk, index))
+        Some(match drives[index].as_ref()? {
+            Drive::Disk(_, config) => Plugged::Disk(config.clone()),
+            Drive::CdRom(loaded) => {
+                let medium = loaded.as_ref().map(|(_, medium)| medium.clone());
+                Plugged::CdRom(CdRomConfig::new(medium, index))
+            }
+        })
     })
 }

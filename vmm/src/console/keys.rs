@@ -6,6 +6,8 @@ const PREFIX: u8 = 0x01;
 /// What Ctrl-A h shows.
 pub const HELP: &str = "\n\
     Ctrl-A x        quit spindle (the guest is not asked)\n\
+    Ctrl-A c        go on with a machine that a disk error has paused\n\
+    Ctrl-A e        press the button of the CD-ROM drive: its tray opens or closes\n\
     Ctrl-A Ctrl-A   send Ctrl-A to the guest (Ctrl-A a does, too)\n\
     Ctrl-A h        this help\n";
 
@@ -14,6 +16,10 @@ pub const HELP: &str = "\n\
 pub enum Command {
     /// Stop the machine.
     Quit,
+    /// Go on with a paused machine.
+    Continue,
+    /// Open or close the tray of the CD-ROM drive.
+    Eject,
     /// Show [`HELP`].
     Help,
 }
@@ -40,6 +46,8 @@ impl Keys {
             match key {
                 PREFIX | b'a' => input.push(PREFIX),
                 b'x' => commands.push(Command::Quit),
+                b'c' => commands.push(Command::Continue),
+                b'e' => commands.push(Command::Eject),
                 b'h' | b'?' => commands.push(Command::Help),
                 _ => {}
             }
@@ -65,6 +73,8 @@ mod tests {
         assert_eq!(read(&[b"a\x01x"]), (b"a".to_vec(), vec![Command::Quit]));
         assert_eq!(read(&[b"\x01\x01b\x01ac"]), (b"\x01b\x01c".to_vec(), vec![]));
         assert_eq!(read(&[b"\x01hq"]), (b"q".to_vec(), vec![Command::Help]));
+        assert_eq!(read(&[b"\x01cq"]), (b"q".to_vec(), vec![Command::Continue]));
+        assert_eq!(read(&[b"\x01eq"]), (b"q".to_vec(), vec![Command::Eject]));
         assert_eq!(read(&[b"\x01zq"]), (b"q".to_vec(), vec![]));
     }
 

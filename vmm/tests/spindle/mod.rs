@@ -5,7 +5,8 @@ use std::fs;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
-use std::thread;
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use tempfile::{NamedTempFile, TempPath};
@@ -20,7 +21,11 @@ pub struct Spindle {
 /// A run that goes on.
 pub struct Running {
     child: Child,
+    stdin: Option<ChildStdin>,
     seen: String,
+    /// What it says on its standard error.
+    errors: Arc<Mutex<String>>,
+    error_reader: JoinHandle<()>,
     start: Instant,
     _kernel: TempPath,
 }
@@ -42,7 +47,7 @@ impl Spindle {
         let kernel = kernel.into_temp_path();
         // A signal that the tests' own parent ignores (nohup does that) would be ignored here, too.
         let mut command = Command::new("env");
-        command.args(["--default-signal=HUP,INT,TERM", env!("CARGO_BIN_EXE_spindle")]);
+        command.args(["--default-signal=HUP,INT,TERM,CONT,USR1", env!("CARGO_BIN_EXE_spindle")]);
         command.args(["run", "--memory", "32M", "--kernel"]).arg(&kernel);
         Self {
             command,
@@ -66,19 +71,33 @@ impl Spindle {
         self
     }
 
-    /// Starts it, without input.
+    /// Starts it; input comes from [`Running::type_text`].
     pub fn start(mut self) -> Running {
         let start = Instant::now();
-        let child = self
+        let mut child = self
             .command
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .expect("spindle starts");
+        let errors = Arc::new(Mutex::new(String::new()));
+        let error_reader = {
+            let (mut stderr, errors) = (child.stderr.take().expect("piped"), errors.clone());
+            thread::spawn(move || {
+                let mut bytes = [0; 4096];
+                while let Ok(count @ 1..) = stderr.read(&mut bytes) {
+                    let text = String::from_utf8_lossy(&bytes[..count]);
+                    errors.lock().expect("no panic").push_str(&text);
+                }
+            })
+        };
         Running {
+            stdin: child.stdin.take(),
             child,
             seen: String::new(),
+            errors,
+            error_reader,
             start,
             _kernel: self._kernel,
         }
@@ -130,6 +149,30 @@ impl Running {
         }
     }
 
+    /// Input for the guest's console.
+    pub fn type_text(&mut self, text: &str) {
+        let stdin = self.stdin.as_mut().expect("piped");
+        stdin
+            .write_all(text.as_bytes())
+            .and_then(|()| stdin.flush())
+            .expect("spindle reads");
+    }
+
+    /// Waits until spindle has said `text` on its standard error.
+    pub fn wait_for_error(&self, text: &str) {
+        self.wait_for_errors(text, 1);
+    }
+
+    /// Waits until spindle has said `text` `count` times.
+    pub fn wait_for_errors(&self, text: &str, count: usize) {
+        wait_until(|| self.errors.lock().expect("no panic").matches(text).count() >= count);
+    }
+
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn signal(&self, number: i32) {
         let status = Command::new("kill")
             .arg(format!("-{number}"))
@@ -139,9 +182,15 @@ impl Running {
         assert!(status.success());
     }
 
-    pub fn finish(self) -> Outcome {
+    pub fn finish(mut self) -> Outcome {
+        drop(self.stdin.take());
         let output = self.child.wait_with_output().expect("spindle ends");
-        outcome(&output, &self.seen, self.start.elapsed())
+        let wall = self.start.elapsed();
+        self.error_reader.join().expect("no panic");
+        Outcome {
+            errors: self.errors.lock().expect("no panic").clone(),
+            ..outcome(&output, &self.seen, wall)
+        }
     }
 }
 
@@ -185,4 +234,21 @@ pub fn contents(image: &Path, offset: usize, length: usize) -> Vec<u8> {
     assert!(status.success());
     let bytes = fs::read(raw).expect("the converted image");
     bytes[offset..offset + length].to_vec()
+}
+
+/// Whether this host's KVM can serve ports by itself as spindle asks it to. Where it cannot, there are more exits.
+pub fn kernel_serves_ports() -> bool {
+    let kvm = kvm_ioctls::Kvm::new().expect("/dev/kvm");
+    [kvm_ioctls::Cap::CoalescedPio, kvm_ioctls::Cap::Ioeventfd]
+        .into_iter()
+        .all(|capability| kvm.check_extension(capability))
+}
+
+/// Waits for something that will happen soon; a minute only catches hangs.
+pub fn wait_until(happened: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !happened() {
+        assert!(start.elapsed() < Duration::from_secs(60), "it did not happen");
+        thread::sleep(Duration::from_millis(5));
+    }
 }

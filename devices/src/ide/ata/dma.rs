@@ -1,8 +1,12 @@
 //! The drive's side of DMA (ATA/ATAPI-6, 9.7).
 
-use disk::{Buffer, Command as DiskCommand};
-
-use super::{Dma, DmaRequest, Drive, Failure, Phase, SECTOR, Step};
+use super::features::TransferMode;
+use super::phase::{Dma, Phase};
+use super::transfer::Transfer;
+use super::work::{Purpose, Work};
+use super::{DmaRequest, Drive, Failure, SECTOR, Step};
+use crate::ide::memory::Memory;
+use crate::ide::registers::Error;
 
 impl Drive {
     /// Begins a DMA command, or what is left of it.
@@ -15,78 +19,109 @@ impl Drive {
     /// What the drive wants from the bus master now.
     pub(in crate::ide) fn dma_request(&self) -> Option<DmaRequest> {
         let Phase::DmaWait(dma) = &self.phase else { return None };
-        Some(match dma {
-            Dma::Read(transfer) => DmaRequest {
-                to_memory: true,
-                bytes: transfer.bytes(),
-                granule: SECTOR,
-            },
-            Dma::Write(transfer) => DmaRequest {
-                to_memory: false,
-                bytes: transfer.bytes(),
-                granule: SECTOR,
-            },
-            Dma::Trim { bytes } => DmaRequest {
-                to_memory: false,
-                bytes: *bytes,
-                granule: SECTOR,
-            },
+        let (to_memory, bytes) = match dma {
+            Dma::Read(transfer) => (true, transfer.bytes()),
+            Dma::Write(transfer) => (false, transfer.bytes()),
+            Dma::Trim { bytes } => (false, *bytes),
+            Dma::Pages(bytes) => (true, bytes.len()),
+        };
+        Some(DmaRequest {
+            to_memory,
+            bytes,
+            granule: SECTOR,
         })
     }
 
-    /// The bus master offers this memory: a whole number of sectors, and no more than was asked for.
-    pub(in crate::ide) fn run_dma(&mut self, buffer: Buffer) -> Step {
+    /// The bus master offers this memory: a whole number of sectors, one at least, and no more than was asked for.
+    pub(in crate::ide) fn run_dma(&mut self, memory: Memory) -> Step {
         let Phase::DmaWait(dma) = std::mem::replace(&mut self.phase, Phase::Idle) else {
             return None;
         };
-        let command = match &dma {
-            Dma::Read(transfer) => DiskCommand::Read {
-                offset: transfer.offset(),
-                buffer: buffer.clone(),
-            },
-            Dma::Write(transfer) => DiskCommand::Write {
-                offset: transfer.offset(),
-                buffer: buffer.clone(),
-            },
+        match dma {
+            Dma::Read(transfer) => {
+                // Sectors before an uncorrectable one arrive.
+                let sectors = (memory.len() / SECTOR) as u32;
+                let good = self.kept.uncorrectable.good_sectors(transfer.lba, sectors);
+                if good == 0 {
+                    return self.uncorrectable(&transfer);
+                }
+                self.ask(Work::Read {
+                    purpose: Purpose::Dma,
+                    transfer,
+                    memory: memory.first(good as usize * SECTOR),
+                    search: None,
+                })
+            }
+            Dma::Write(transfer) => self.ask(Work::Write {
+                purpose: Purpose::Dma,
+                transfer,
+                memory,
+            }),
             // Ranges count only when all of them are here.
-            Dma::Trim { bytes } if buffer.len() < *bytes => return self.wait_for_bus_master(dma),
-            Dma::Trim { .. } => return self.took_trim_ranges(&buffer.to_vec()),
-        };
-        self.ask(Phase::DmaRun { dma, buffer }, command)
+            Dma::Trim { bytes } if memory.len() < bytes => self.wait_for_bus_master(dma),
+            Dma::Trim { .. } => self.took_trim_ranges(&memory.buffer().to_vec()),
+            Dma::Pages(mut bytes) => {
+                let rest = bytes.split_off(memory.len().min(bytes.len()));
+                memory.buffer().copy_from_slice(0, &bytes);
+                if rest.is_empty() {
+                    self.complete()
+                } else {
+                    self.wait_for_bus_master(Dma::Pages(rest))
+                }
+            }
+        }
     }
 
     /// Whether disk and guest memory exchange data.
     pub(in crate::ide) fn runs_dma(&self) -> bool {
-        matches!(self.phase, Phase::DmaRun { .. })
+        matches!(self.phase, Phase::Working) && self.work.as_ref().is_some_and(Work::is_dma)
     }
 
     /// The bus master cannot transfer: its table or a region is not in memory.
     pub(in crate::ide) fn refuse_dma(&mut self) {
         if matches!(self.phase, Phase::DmaWait(_)) {
-            self.fail(&Failure::ABORTED);
+            let failure = self.broken_off();
+            self.fail(&failure);
         }
     }
 
     /// The bus master was stopped. A transfer that runs cannot be recalled: when it is done, the command is aborted.
     pub(in crate::ide) fn stop_dma(&mut self) {
-        if matches!(self.phase, Phase::DmaRun { .. }) {
+        if !self.runs_dma() {
+            return;
+        }
+        if self.stopped.take().is_some() {
+            self.work = None;
+            let failure = self.broken_off();
+            self.fail(&failure);
+        } else {
             self.phase = Phase::DmaStopped;
         }
     }
 
-    /// A part of a DMA transfer is done.
-    pub(super) fn ran_dma(&mut self, dma: Dma, moved: usize) -> Step {
-        let (Dma::Read(transfer) | Dma::Write(transfer)) = dma else {
-            return self.complete();
+    /// How a transfer ends that the bus master broke off. In an Ultra DMA mode drive and host compare the CRC of what each has
+    /// seen of a burst, and theirs differ (ATA/ATAPI-6, 9.14 and 7.9: ICRC).
+    pub(super) fn broken_off(&self) -> Failure {
+        let error = match self.features.transfer_mode {
+            TransferMode::Ultra(_) => Error::ICRC | Error::ABRT,
+            _ => Error::ABRT,
         };
-        let transfer = transfer.advanced((moved / SECTOR) as u32);
-        match dma {
-            _ if transfer.sectors > 0 => self.wait_for_bus_master(match dma {
-                Dma::Read(_) => Dma::Read(transfer),
-                _ => Dma::Write(transfer),
-            }),
-            Dma::Read(_) => self.complete(),
-            _ => self.written(transfer.durable),
+        Failure { error, address: None }
+    }
+
+    /// A part of a READ DMA is in memory.
+    pub(super) fn dma_read(&mut self, rest: Transfer) -> Step {
+        if rest.sectors == 0 {
+            return self.complete();
         }
+        if self.kept.uncorrectable.good_sectors(rest.lba, 1) == 0 {
+            return self.uncorrectable(&rest);
+        }
+        self.wait_for_bus_master(Dma::Read(rest))
+    }
+
+    /// A part of a WRITE DMA is on the disk.
+    pub(super) fn dma_write(&mut self, rest: Transfer) -> Step {
+        self.wait_for_bus_master(Dma::Write(rest))
     }
 }

@@ -1,9 +1,11 @@
 //! Cylinders, heads and sectors, for software that does not know LBA (ATA/ATAPI-5, 6.2).
 
-use super::super::registers::TaskFile;
+use serde::{Deserialize, Serialize};
+
+use crate::ide::registers::TaskFile;
 
 /// A translation between CHS and LBA.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Geometry {
     pub cylinders: u16,
     pub heads: u8,
@@ -38,6 +40,11 @@ impl Geometry {
     /// Sectors that the translation reaches.
     pub(super) fn capacity(&self) -> u32 {
         u32::from(self.cylinders) * u32::from(self.heads) * u32::from(self.sectors)
+    }
+
+    /// Whether there is something to divide by.
+    pub(super) fn is_sound(&self) -> bool {
+        self.cylinders > 0 && (1..=16).contains(&self.heads) && self.sectors > 0
     }
 
     /// The LBA of the address in the task file; `None` where there is no such sector.

@@ -1,12 +1,18 @@
 //! Reading, writing and verifying sectors, and the data register (ATA/ATAPI-6, 9.5 and 9.6).
 
-use disk::{Buffer, Command as DiskCommand};
+use disk::Buffer;
 
-use super::super::data_block::DataBlock;
 use super::command::Protocol;
-use super::power::PowerMode;
+use super::phase::{Dma, Phase, Rest, Sink};
 use super::transfer::Transfer;
-use super::{Dma, Drive, Failure, Phase, SECTOR, Sink, Step, VERIFY_SECTORS};
+use super::work::{Purpose, Reason, Work};
+use super::{Drive, Failure, Step};
+use crate::ide::data_block::DataBlock;
+use crate::ide::memory::Memory;
+use crate::ide::registers::Error;
+
+/// The most sectors that READ VERIFY reads at once, to bound its memory.
+const VERIFY_SECTORS: u32 = 256;
 
 impl Drive {
     pub(super) fn transfer(&self, protocol: Protocol, extended: bool) -> Result<Transfer, Failure> {
@@ -20,7 +26,8 @@ impl Drive {
 
     pub(super) fn start_read(&mut self, protocol: Protocol, extended: bool) -> Result<Step, Failure> {
         let transfer = self.transfer(protocol, extended)?;
-        self.power = PowerMode::Active;
+        self.power.wake(self.powered_for());
+        self.statistics.reads += 1;
         Ok(match protocol {
             Protocol::Dma => self.wait_for_bus_master(Dma::Read(transfer)),
             Protocol::Pio | Protocol::Multiple => self.read_block(transfer),
@@ -28,12 +35,13 @@ impl Drive {
     }
 
     pub(super) fn start_write(&mut self, protocol: Protocol, extended: bool, fua: bool) -> Result<Step, Failure> {
-        if self.disk.read_only() {
+        if self.setup.disk.read_only() {
             return Err(Failure::ABORTED);
         }
         let mut transfer = self.transfer(protocol, extended)?;
         transfer.durable = fua || !self.features.write_cache;
-        self.power = PowerMode::Active;
+        self.power.wake(self.powered_for());
+        self.statistics.writes += 1;
         Ok(match protocol {
             Protocol::Dma => self.wait_for_bus_master(Dma::Write(transfer)),
             Protocol::Pio | Protocol::Multiple => {
@@ -45,27 +53,37 @@ impl Drive {
 
     pub(super) fn start_verify(&mut self, extended: bool) -> Result<Step, Failure> {
         let transfer = self.transfer(Protocol::Pio, extended)?;
-        self.power = PowerMode::Active;
+        self.power.wake(self.powered_for());
         Ok(self.verify(transfer))
     }
 
     pub(super) fn verify(&mut self, transfer: Transfer) -> Step {
-        let sectors = transfer.sectors.min(VERIFY_SECTORS);
-        let command = DiskCommand::Read {
-            offset: transfer.offset(),
-            buffer: Buffer::zeroed(sectors as usize * SECTOR),
-        };
-        self.ask(Phase::Verify { transfer }, command)
+        self.read(Purpose::Verify, transfer, transfer.sectors.min(VERIFY_SECTORS))
     }
 
     /// Asks the disk for the next block of a PIO read.
     pub(super) fn read_block(&mut self, transfer: Transfer) -> Step {
-        let buffer = Buffer::zeroed(transfer.block_bytes());
-        let command = DiskCommand::Read {
-            offset: transfer.offset(),
-            buffer: buffer.clone(),
-        };
-        self.ask(Phase::ReadBlock { transfer, buffer }, command)
+        let sectors = transfer.block_sectors();
+        // A block is given whole or not at all.
+        let good = self.kept.uncorrectable.good_sectors(transfer.lba, sectors);
+        if good < sectors {
+            return self.uncorrectable(&transfer.advanced(good));
+        }
+        self.read(Purpose::Block, transfer, sectors)
+    }
+
+    /// Asks the disk for the next `sectors` sectors, or as many of them as WRITE UNCORRECTABLE left readable.
+    fn read(&mut self, purpose: Purpose, transfer: Transfer, sectors: u32) -> Step {
+        let good = self.kept.uncorrectable.good_sectors(transfer.lba, sectors);
+        if good == 0 {
+            return self.uncorrectable(&transfer);
+        }
+        self.ask(Work::read(purpose, transfer, good))
+    }
+
+    /// The next sector was made uncorrectable.
+    pub(super) fn uncorrectable(&mut self, at: &Transfer) -> Step {
+        self.fail(&Failure::at(Error::UNC, at.lba, at.addressing))
     }
 
     /// Asks the guest for the next block of a PIO write.
@@ -80,9 +98,14 @@ impl Drive {
     /// All data of a write is at the disk.
     pub(super) fn written(&mut self, durable: bool) -> Step {
         if durable {
-            return self.ask(Phase::Flush, DiskCommand::Flush);
+            return self.ask(Work::Flush(Reason::Write));
         }
         self.complete()
+    }
+
+    /// Sectors were written or discarded: nothing is wrong with them any more.
+    pub(super) fn mend(&mut self, lba: u64, sectors: u64) {
+        self.changed |= self.kept.uncorrectable.mend(lba, sectors);
     }
 
     /// The host reads `data.len()` bytes (2 or 4) from the data register. Without DRQ it reads zeros.
@@ -95,9 +118,10 @@ impl Drive {
         if !block.done() {
             return None;
         }
-        match *rest {
-            Some(transfer) => self.read_block(transfer),
-            None => self.complete_silently(),
+        match std::mem::replace(rest, Rest::Nothing) {
+            Rest::Sectors(transfer) => self.read_block(transfer),
+            Rest::Pages(bytes) => self.give(bytes),
+            Rest::Nothing => self.complete_silently(),
         }
     }
 
@@ -110,25 +134,22 @@ impl Drive {
         if !block.done() {
             return None;
         }
-        let Phase::DataOut { block, sink } = std::mem::replace(&mut self.phase, Phase::Idle) else {
-            return None;
-        };
-        self.took_block(&block.into_bytes(), &sink)
+        match std::mem::replace(&mut self.phase, Phase::Idle) {
+            Phase::DataOut { block, sink } => self.took_block(&block.into_bytes(), sink),
+            _ => None,
+        }
     }
 
-    fn took_block(&mut self, bytes: &[u8], sink: &Sink) -> Step {
+    fn took_block(&mut self, bytes: &[u8], sink: Sink) -> Step {
         match sink {
-            Sink::Disk(transfer) => {
-                let command = DiskCommand::Write {
-                    offset: transfer.offset(),
-                    buffer: Buffer::from_slice(bytes),
-                };
-                self.ask(Phase::WriteBlock { transfer: *transfer }, command)
-            }
-            Sink::WriteBuffer => {
-                self.sector_buffer.copy_from_slice(bytes);
-                self.complete()
-            }
+            Sink::Disk(transfer) => self.ask(Work::Write {
+                purpose: Purpose::Block,
+                transfer,
+                memory: Memory::own(Buffer::from_slice(bytes)),
+            }),
+            Sink::Drive(payload) => self
+                .took_payload(payload, bytes)
+                .unwrap_or_else(|failure| self.fail(&failure)),
         }
     }
 }

@@ -1,16 +1,20 @@
-//! What a read or write command addresses.
+//! What a read or write command addresses, and the block that PIO moves at a time.
 
 use disk::SECTOR_SIZE;
+use serde::{Deserialize, Serialize};
 
-use super::super::registers::{DEVICE_LBA, Error, TaskFile};
 use super::geometry::Geometry;
 use super::{Failure, SECTOR};
+use crate::ide::registers::{DEVICE_LBA, Error, TaskFile};
 
 /// Sectors that a 28-bit address reaches.
 pub(super) const LBA28_SECTORS: u64 = 1 << 28;
 
+/// Sectors that one command moves at the most.
+pub(super) const MOST_SECTORS: u32 = 65_536;
+
 /// How the command gave its address, and so how an error's address is reported.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Addressing {
     Chs,
     Lba28,
@@ -18,7 +22,7 @@ pub(super) enum Addressing {
 }
 
 /// What is left to transfer of a command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Transfer {
     /// The next sector.
     pub lba: u64,
@@ -47,7 +51,7 @@ impl Transfer {
             (false, false) => (Addressing::Chs, geometry.lba(registers)),
         };
         let sectors = match (extended, registers.count.wide(), registers.count.current) {
-            (true, 0, _) => 65_536,
+            (true, 0, _) => MOST_SECTORS,
             (true, count, _) => u32::from(count),
             (false, _, 0) => 256,
             (false, _, count) => u32::from(count),
@@ -89,10 +93,10 @@ impl Transfer {
         self.block_sectors() as usize * SECTOR
     }
 
-    /// What is left after `sectors` more.
+    /// What is left after `sectors` more, of which there are that many at least.
     pub(super) fn advanced(mut self, sectors: u32) -> Self {
         self.lba += u64::from(sectors);
-        self.sectors -= sectors;
+        self.sectors = self.sectors.saturating_sub(sectors);
         self
     }
 }

@@ -2,14 +2,19 @@
 
 use std::collections::VecDeque;
 
-use disk::{Command as DiskCommand, SECTOR_SIZE};
+use disk::SECTOR_SIZE;
 
-use super::super::registers::Error;
+use super::phase::Dma;
 use super::transfer::Addressing;
-use super::{Dma, Drive, Failure, Phase, SECTOR, Step};
+use super::work::Work;
+use super::{Drive, Failure, SECTOR, Step};
+use crate::ide::registers::Error;
 
 /// The most 512-byte blocks of ranges that a command may have (IDENTIFY word 105).
 pub(super) const MOST_BLOCKS: u16 = 8;
+
+/// The most ranges in them.
+pub(super) const MOST_RANGES: usize = MOST_BLOCKS as usize * SECTOR / 8;
 
 /// Features register: TRIM, the only function.
 const TRIM: u8 = 1 << 0;
@@ -18,9 +23,10 @@ impl Drive {
     pub(super) fn start_trim(&mut self) -> Result<Step, Failure> {
         let blocks = self.registers.count.wide();
         let trim = self.registers.features.current == TRIM;
-        if !trim || self.disk.read_only() || blocks == 0 || blocks > MOST_BLOCKS {
+        if !trim || self.setup.disk.read_only() || blocks == 0 || blocks > MOST_BLOCKS {
             return Err(Failure::ABORTED);
         }
+        self.power.wake(self.powered_for());
         Ok(self.wait_for_bus_master(Dma::Trim {
             bytes: usize::from(blocks) * SECTOR,
         }))
@@ -35,11 +41,12 @@ impl Drive {
     }
 
     /// Discards range after range, then completes.
-    pub(super) fn discard_next(&mut self, mut ranges: VecDeque<(u64, u64)>) -> Step {
-        let Some((offset, length)) = ranges.pop_front() else {
+    pub(super) fn discard_next(&mut self, ranges: VecDeque<(u64, u64)>) -> Step {
+        if ranges.is_empty() {
             return self.complete();
-        };
-        self.ask(Phase::Trim { ranges }, DiskCommand::Discard { offset, length })
+        }
+        self.statistics.discards += 1;
+        self.ask(Work::Trim { ranges })
     }
 }
 

@@ -1,0 +1,10 @@
+//! The CD-ROM drive by its ports.
+
+mod detection;
+mod disc;
+mod driver;
+mod errors;
+mod media;
+mod mode;
+mod protocol;
+mod reading;

@@ -1,0 +1,60 @@
+//! Starts of the bus master as events: the kernel notes that a guest wrote a start value, wakes the event loop, and lets
+//! the guest go on (KVM API, 4.59 KVM_IOEVENTFD).
+#![expect(unsafe_code, reason = "an eventfd has no borrowed form of its own")]
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use anyhow::Context;
+use devices::ide::kernel_ports::START_VALUES;
+use kvm_ioctls::{IoEventAddress, VmFd};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// The events of both channels, one for each value that starts.
+pub struct Starts([[EventFd; START_VALUES.len()]; 2]);
+
+impl Starts {
+    /// Events that no port raises yet.
+    pub fn new() -> anyhow::Result<Self> {
+        let event = || EventFd::new(EFD_NONBLOCK).context("Cannot make an eventfd");
+        Ok(Self([[event()?, event()?], [event()?, event()?]]))
+    }
+
+    /// All of them, for an event loop.
+    pub fn events(&self) -> impl Iterator<Item = &EventFd> {
+        self.0.iter().flatten()
+    }
+
+    /// Has a write of a start value to `port` raise `channel`'s events.
+    pub fn register(&self, vm: &VmFd, channel: usize, port: u16) -> Result<(), kvm_ioctls::Error> {
+        for (event, value) in self.0[channel].iter().zip(START_VALUES) {
+            vm.register_ioevent(event, &IoEventAddress::Pio(u64::from(port)), value)?;
+        }
+        Ok(())
+    }
+
+    /// The opposite. What is not registered is let be.
+    pub fn unregister(&self, vm: &VmFd, channel: usize, port: u16) {
+        for (event, value) in self.0[channel].iter().zip(START_VALUES) {
+            if let Err(error) = vm.unregister_ioevent(event, &IoEventAddress::Pio(u64::from(port)), value) {
+                tracing::debug!(port, %error, "ioeventfd not taken back");
+            }
+        }
+    }
+
+    /// The start values that were written to `channel` since the last call, each once.
+    pub fn take(&self, channel: usize) -> impl Iterator<Item = u8> {
+        let events = &self.0[channel];
+        let mut poll = events.each_ref().map(|event| {
+            // SAFETY: the event is open for as long as `self` is borrowed, which is longer than this list lives.
+            let fd = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
+            PollFd::from_borrowed_fd(fd, PollFlags::IN)
+        });
+        // Mostly there is none, which one system call tells for all.
+        let raised = rustix::event::poll(&mut poll, Some(&Timespec::default())).map_or(true, |raised| raised > 0);
+        events
+            .iter()
+            .zip(START_VALUES)
+            .filter_map(move |(event, value)| (raised && event.read().is_ok()).then_some(value))
+    }
+}
