@@ -8,6 +8,7 @@ use std::time::Duration;
 use devices::bus::PortBus;
 use devices::chipset::{CdRomConfig, Chipset, ChipsetConfig, DriveConfig, Plugged};
 use devices::clock::ManualClock;
+use devices::ide::cd_rom_handle::Medium;
 use devices::ide::controller::{ChannelModes, Chip, IdeOptions};
 use devices::ide::error_policy::ErrorPolicy;
 use devices::interrupt::CountingLine;
@@ -150,7 +151,10 @@ impl World {
         let drives = std::array::from_fn(|slot| {
             let disk = disks[slot].clone()?;
             if layout.slots[slot] == 3 {
-                return Some(Plugged::CdRom(CdRomConfig::new(Some(disk), slot)));
+                return Some(Plugged::CdRom(CdRomConfig::new(
+                    Some(Medium::new(disk).expect("whole blocks")),
+                    slot,
+                )));
             }
             let mut config = DriveConfig::new(disk, slot);
             config.clock = clock.clone();
@@ -369,12 +373,12 @@ impl World {
         let Some(drive) = self.chipset.cd_rom(slot) else { return };
         match script.below(3) {
             0 => {
-                drive.request_eject();
+                drive.press_button();
             }
             1 => drive.force_out(),
             _ => {
                 if let Some(disk) = &self.disks[slot] {
-                    let _ = drive.insert(disk.clone());
+                    let _ = drive.insert(Medium::new(disk.clone()).expect("whole blocks"));
                 }
             }
         }

@@ -143,7 +143,8 @@ impl Qcow2 {
         }
         failpoint::hit(Point::CowRead);
         let old = Piece::whole(Buffer::zeroed(length as usize));
-        self.read_mapped(offset, old.clone()).await?;
+        // Boxed, because most writes into new clusters read nothing, and each carries the room for what it might do.
+        Box::pin(self.read_mapped(offset, old.clone())).await?;
         Ok(Some(old))
     }
 }

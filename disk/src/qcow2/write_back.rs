@@ -116,7 +116,7 @@ impl Qcow2 {
     }
 
     /// Writes back what a flush leaves, the refcounts of clusters that left quarantine, and marks the image as closed.
-    /// For the end, when a flush is done and no task is left.
+    /// For the end, when a flush is done and no task is left. An image with leaks stays marked as open.
     pub(crate) async fn finish(self: &Rc<Self>) -> Result<(), DiskError> {
         if planted(Bug::ClosedBeforeWritten) {
             let mut header = self.header.borrow().clone();
@@ -130,10 +130,12 @@ impl Qcow2 {
         failpoint::hit(Point::DirtyBitClear);
         let header = {
             let mut header = self.header.borrow_mut();
-            header.incompatible_features &= !INCOMPATIBLE_DIRTY;
+            if !self.needs_recovery() {
+                header.incompatible_features &= !INCOMPATIBLE_DIRTY;
+            }
             header.clone()
         };
-        if header.version >= 3 {
+        if header.version >= 3 && !header.is_dirty() {
             header.write_features(&self.file).await?;
             self.sync().await?;
         }
@@ -236,6 +238,7 @@ impl Qcow2 {
         if planted(Bug::LinksBeforeRefcounts) {
             self.write_slices(&captured.slices).await?;
         }
+        failpoint::hit(Point::WriteBack);
         self.write_refcounts().await?;
         failpoint::hit(Point::DataBarrier);
         if !planted(Bug::NoBarrierBeforeLinks) {

@@ -13,6 +13,8 @@ pub enum Kind {
     Life,
     /// Crashes, too.
     Crashes,
+    /// As a life, and short: it is repeated for each of its storage operations.
+    Faults,
 }
 
 /// The script of a seed.
@@ -25,6 +27,14 @@ pub fn generate(seed: u64, kind: Kind) -> Script {
             let count = rng.random_range(30..120);
             let habits = Habits::new(&mut rng);
             ops.extend((0..count).map(|_| op(&shape, &habits, &mut rng)));
+        }
+        Kind::Faults => {
+            let habits = Habits::new(&mut rng);
+            ops.extend((0..16).map(|_| op(&shape, &habits, &mut rng)));
+            // A snapshot, and what is copied because of it.
+            ops.push(Op::Create);
+            ops.extend((0..8).map(|_| op(&shape, &habits, &mut rng)));
+            ops.extend([Op::Settle, Op::Delete(0), Op::Flush]);
         }
         Kind::Crashes => {
             for _ in 0..rng.random_range(2..5) {
