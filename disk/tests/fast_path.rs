@@ -5,6 +5,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use disk::simulation::Simulation;
 use disk::{
@@ -70,7 +71,11 @@ fn mapped_reads_and_writes_allocate_no_memory() {
     let options = EngineOptions { aio: Aio::IoUring };
     let engine = Engine::new(options).expect("an engine");
     let disk = engine
-        .open(&OpenOptions::new(&path, Format::Qcow2))
+        .open(&OpenOptions {
+            // It would be counted, too.
+            write_back_after: Duration::from_secs(3600),
+            ..OpenOptions::new(&path, Format::Qcow2)
+        })
         .unwrap_or_else(|error| panic!("{error}"));
     let answered = Arc::new(AtomicUsize::new(0));
     let whole = Buffer::from_slice(&vec![1; SIZE as usize]);

@@ -115,12 +115,12 @@ fn tiny_bursts_from_many_threads(aio: Aio, rounds: usize) {
 
 #[test]
 fn tiny_bursts_from_many_threads_are_all_answered_by_io_uring() {
-    tiny_bursts_from_many_threads(Aio::IoUring, 1500);
+    tiny_bursts_from_many_threads(Aio::IoUring, 500);
 }
 
 #[test]
 fn tiny_bursts_from_many_threads_are_all_answered_by_threads() {
-    tiny_bursts_from_many_threads(Aio::Threads, 1500);
+    tiny_bursts_from_many_threads(Aio::Threads, 500);
 }
 
 /// More requests at once than the ring has room for completions: the kernel keeps the rest until it is asked for them.
