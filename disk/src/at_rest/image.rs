@@ -111,7 +111,7 @@ impl ImageAtRest {
                     (false, false) => LeftBehind::Needed,
                 };
                 let layer = Qcow2Layer::open(file, options.snapshot.as_deref(), left_behind).map_err(fail)?;
-                let below = options.with_backing.then(|| layer.header.backing.as_ref()).flatten();
+                let below = layer.header.backing.as_ref().filter(|_| options.with_backing);
                 let backing = match below {
                     None => None,
                     Some(reference) => {
