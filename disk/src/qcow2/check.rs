@@ -320,10 +320,10 @@ impl Check<'_, '_> {
         if let Some(index) = active {
             self.check_copied(entry, table, Flagged::L2Table { index }, at);
         }
-        if table % cluster_size != 0 {
+        if !table.is_multiple_of(cluster_size) {
             self.findings.unaligned(Flagged::L1, at, table);
         }
-        if table % cluster_size != 0 || !in_file {
+        if !table.is_multiple_of(cluster_size) || !in_file {
             self.checked.damaged = true;
             return Ok(());
         }
@@ -424,13 +424,13 @@ impl Check<'_, '_> {
                 fragmented += u64::from(expected != 0 && host != expected);
                 expected = host + cluster_size;
             }
-            if host % cluster_size != 0 {
+            if !host.is_multiple_of(cluster_size) {
                 self.findings.unaligned(Flagged::L2, at, host);
                 self.checked.damaged = true;
             }
             let in_file = self.refer_weighted("data cluster", host, cluster_size, weight.all)?;
             self.checked.damaged |= !in_file;
-            if weight.active && host % cluster_size == 0 {
+            if weight.active && host.is_multiple_of(cluster_size) {
                 self.check_copied(entry, host, Flagged::Data, at);
             }
         }
@@ -467,7 +467,7 @@ impl Check<'_, '_> {
         let (refcounts, references) = (&self.checked.refcounts, &self.checked.references);
         let findings = &mut *self.findings;
         refcounts.compare(references, |cluster, refcount, count| {
-            findings.compare(cluster, refcount, count)
+            findings.compare(cluster, refcount, count);
         });
         let end = refcounts.last().max(references.last()).map_or(0, |last| last + 1);
         self.checked.usage.image_end_offset = end << self.checked.header.cluster_bits;

@@ -45,7 +45,7 @@ pub(crate) fn check_left_behind(bytes: &[u8], identity: Identity, header: &Heade
 }
 
 /// The identity of an image's cache, with what its header says.
-fn of_image(identity: Identity, header: &Header) -> Identity {
+pub(crate) fn of_image(identity: Identity, header: &Header) -> Identity {
     Identity {
         token: header.token.found(),
         ..identity

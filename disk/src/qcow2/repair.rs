@@ -385,19 +385,18 @@ impl Repair<'_> {
         // A table that is something else as well is left alone.
         let l1_clusters = header.l1_table_offset >> header.cluster_bits
             ..(header.l1_table_offset + l1.len() as u64 * 8).div_ceil(cluster_size);
-        if !l1_clusters
+        let l1_is_whole = l1_clusters
             .into_iter()
-            .all(|cluster| self.checked.references.get(cluster) == 1)
-        {
-            return Ok(());
-        }
+            .all(|cluster| self.checked.references.get(cluster) == 1);
         for entry in &mut l1 {
             let table = *entry & 0x00ff_ffff_ffff_fe00;
             let owners = self.checked.tables.get(&table);
             if owners != Some(&self.checked.references.get(table >> header.cluster_bits)) {
                 continue;
             }
-            self.fit_flag(entry, table, give);
+            if l1_is_whole {
+                self.fit_flag(entry, table, give);
+            }
             if self.file.is_hole(table, cluster_size) {
                 continue;
             }
