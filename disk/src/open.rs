@@ -356,10 +356,8 @@ fn plan_cache(file: &File, header: &Header, options: &OpenOptions) -> Result<Cac
 struct OwnMemory;
 
 impl LastingMemory for OwnMemory {
-    fn make(&self, length: usize, head: &[u8]) -> io::Result<Buffer> {
-        let buffer = Buffer::zeroed(length);
-        buffer.copy_from_slice(0, head);
-        Ok(buffer)
+    fn make(&self, length: usize) -> io::Result<Buffer> {
+        Ok(Buffer::zeroed(length))
     }
 
     fn remove(&self) {}

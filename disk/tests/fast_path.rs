@@ -91,7 +91,7 @@ fn mapped_reads_and_writes_allocate_no_memory() {
     let requests = |count: u64| -> Vec<Request> {
         let command = |number: u64| {
             let (offset, buffer) = (number * 12_288 % SIZE, Buffer::zeroed(4096));
-            if number % 2 == 0 {
+            if number.is_multiple_of(2) {
                 Command::Read { offset, buffer }
             } else {
                 Command::Write { offset, buffer }

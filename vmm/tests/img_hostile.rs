@@ -142,7 +142,7 @@ fn tables_that_point_at_one_another_a_million_times_are_read_once() {
     run("four million L2 tables of nothing", "check victim.qcow2", &|path| {
         let file = huge(path, 4 << 20);
         let entries: Vec<u8> = (0..4u64 << 20)
-            .flat_map(|index| (index + 0x10000 << 16).to_be_bytes())
+            .flat_map(|index| ((index + 0x10000) << 16).to_be_bytes())
             .collect();
         file.write_all_at(&entries, 1 << 30).expect("written");
         file.set_len(1 << 43).expect("sparse");

@@ -267,7 +267,11 @@ impl Machine {
             }
             _ => (0..0, self.oracle.begin(), What::Flush, Command::Flush),
         };
-        let request = (self.tally.requests % 3 == 0).then(|| self.simulation.submit_cancellable(command.clone()));
+        let request = self
+            .tally
+            .requests
+            .is_multiple_of(3)
+            .then(|| self.simulation.submit_cancellable(command.clone()));
         let outcome = match &request {
             Some(request) => request.outcome.clone(),
             None => self.simulation.submit(command),
