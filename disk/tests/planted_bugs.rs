@@ -8,7 +8,7 @@ mod model;
 use disk::planted_bug::Bug;
 
 /// Several times what each of them took.
-const MOST_SCRIPTS: u64 = 100;
+const MOST_SCRIPTS: u64 = 400;
 
 #[test]
 fn bugs_in_each_step_and_at_each_barrier_are_caught() {

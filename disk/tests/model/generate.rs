@@ -161,7 +161,8 @@ fn crash(ops: &mut Vec<Op>, rng: &mut SmallRng) {
     let first = if rng.random() { 0 } else { rng.random_range(0..64) };
     // The barriers are where it matters, and there are few among so many operations.
     if rng.random_range(0..3) == 0 {
-        let (count, order) = (rng.random_range(0..12), rng.random());
+        let most = if rng.random() { 12 } else { 48 };
+        let (count, order) = (rng.random_range(0..most), rng.random());
         let change = [
             Op::Flush,
             Op::Flush,
