@@ -244,7 +244,7 @@ pub fn kernel_serves_ports() -> bool {
         .all(|capability| kvm.check_extension(capability))
 }
 
-/// Waits for something that will happen soon; five minutes only catch hangs.
+/// Waits for something that will happen soon; the limit only catches hangs.
 pub fn wait_until(happened: impl Fn() -> bool) {
     let start = Instant::now();
     while !happened() {
