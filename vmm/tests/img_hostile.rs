@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use img::images::{DAMAGED, patch};
+use img::images::{DAMAGED, Patch, patch};
 
 /// What a command may use of address space.
 const MEMORY: &str = "--as=536870912";
@@ -18,7 +18,7 @@ const MEMORY: &str = "--as=536870912";
 const PATIENCE: Duration = Duration::from_secs(240);
 
 /// What is patched into a copy of `victim.qcow2` (see `img::images`): where, how many bytes, what.
-const CASES: &[(&str, &[(u64, usize, u64)])] = &[
+const CASES: &[(&str, &[Patch])] = &[
     ("version 0", &[(4, 4, 0)]),
     ("version 4 billion", &[(4, 4, u32::MAX as u64)]),
     ("cluster_bits 0", &[(20, 4, 0)]),

@@ -114,7 +114,7 @@ impl Machine {
         if sync_failed && flush.succeeded() {
             return Err("a flush claims that all is durable, after an fdatasync that failed".into());
         }
-        if !flush.succeeded() && !(is_lost && may_be_lost) {
+        if !(flush.succeeded() || is_lost && may_be_lost) {
             return Err(format!("a flush after the fault: {:?}", flush.error()));
         }
         self.simulation.begin_close();
