@@ -280,7 +280,7 @@ fn build_channels(
         .pci_line
         .clone()
         .unwrap_or_else(|| Arc::new(CountingLine::default()));
-    let [first, second] = SharedLine::split(pci);
+    let [first, second] = SharedLine::split(&pci);
     let [primary, secondary] = lines;
     let [first, second] = [(primary, first), (secondary, second)].map(|(isa, pci)| Lines { isa, pci });
     Ok([
@@ -300,7 +300,7 @@ fn build_cd_rom(config: &CdRomConfig, index: usize, accompanied: bool) -> Result
         accompanied,
     )
     .map_err(|source| ChipsetError::Identity { slot, source })?;
-    Ok(Drive::CdRom(CdRom::new(identity, config.medium.clone())))
+    Ok(Drive::CdRom(Box::new(CdRom::new(identity, config.medium.clone()))))
 }
 
 fn build_disk(config: &DriveConfig, index: usize, accompanied: bool) -> Result<Drive, ChipsetError> {
@@ -319,11 +319,11 @@ fn build_disk(config: &DriveConfig, index: usize, accompanied: bool) -> Result<D
         accompanied,
     )
     .map_err(|source| ChipsetError::Identity { slot, source })?;
-    Ok(Drive::Disk(ata::Drive::new(Setup {
+    Ok(Drive::Disk(Box::new(ata::Drive::new(Setup {
         identity: identity.with_compact_flash(config.compact_flash),
         disk: config.disk.clone(),
         non_volatile: config.non_volatile.clone(),
         error_policy: config.error_policy,
         clock: config.clock.clone(),
-    })))
+    }))))
 }

@@ -11,7 +11,7 @@ use std::process::{Command, ExitCode};
 use clap::Parser;
 use serde_json::{Value, json};
 
-use model::campaign::{Result as Campaign, campaign};
+use model::campaign::{Result as Campaign, campaign, fail_each_call};
 use model::crash::PHASE_NAMES;
 use model::generate::Kind;
 
@@ -33,6 +33,10 @@ struct Options {
     /// The first seed of crashes
     #[arg(long, value_name = "SEED", default_value_t = 0)]
     first_seed: u64,
+
+    /// Each storage call of so many scripts fails, in each way
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    faults: u64,
 
     /// Plant bugs, and catch each within so many scripts
     #[arg(long, value_name = "N")]
@@ -56,6 +60,9 @@ fn main() -> ExitCode {
     }
     if options.states > 0 {
         passed &= crashes(&mut report, options.first_seed, u64::MAX, options.states);
+    }
+    if options.faults > 0 {
+        passed &= faults(&mut report, options.faults);
     }
     if let Some(most) = options.planted_bugs {
         passed &= planted_bugs(&mut report, most);
@@ -132,6 +139,34 @@ fn crashes(report: &mut Value, first: u64, end: u64, states: u64) -> bool {
     entry["power_loss"] = by_phase(&result.tally.power_lost);
     report["crashes"] = entry;
     said(&result, Kind::Crashes)
+}
+
+fn faults(report: &mut Value, scripts: u64) -> bool {
+    let result = fail_each_call(0..scripts);
+    println!(
+        "{} storage calls failed, {} requests with them, {} crash states: {:.0} s",
+        result.runs,
+        result.tally.failed_requests,
+        result.tally.states(),
+        result.seconds
+    );
+    let failure = result.broken.as_ref().map(|broken| {
+        let (seed, fault, message) = (broken.seed, broken.fault, &broken.message);
+        format!("seed {seed}, {fault:?}: {message}")
+    });
+    if let Some(failure) = &failure {
+        println!("{failure}");
+    }
+    let passed = failure.is_none();
+    report["faults"] = json!({
+        "scripts": scripts,
+        "calls_failed": result.runs,
+        "requests_failed": result.tally.failed_requests,
+        "states": result.tally.states(),
+        "seconds": result.seconds,
+        "failure": failure,
+    });
+    passed
 }
 
 fn by_phase(states: &[u64]) -> Value {

@@ -17,7 +17,7 @@ mod image;
 mod new_image;
 mod table_cache;
 
-pub(crate) use file::{RestingFile, Sharing};
+pub(crate) use file::{LeftBehind, RestingFile, Sharing};
 pub use image::{ImageAtRest, MapEntry, RestOptions};
 pub use new_image::{NewImage, NewImageError, Place};
 pub(crate) use table_cache::{Table, TableCache};

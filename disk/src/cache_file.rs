@@ -67,6 +67,11 @@ impl CacheFile {
         &self.path
     }
 
+    /// The name of a file that has no header yet.
+    fn unpublished(&self) -> PathBuf {
+        self.path.with_extension("new")
+    }
+
     /// Whether a process left one behind.
     pub(crate) fn exists(&self) -> bool {
         self.path.symlink_metadata().is_ok()
@@ -103,8 +108,8 @@ impl CacheFile {
 
 impl LastingMemory for CacheFile {
     /// Makes the file anew, with pages that are reserved, and maps it.
-    fn make(&self, length: usize, head: &[u8]) -> io::Result<Buffer> {
-        let new = self.path.with_extension("new");
+    fn make(&self, length: usize) -> io::Result<Buffer> {
+        let new = self.unpublished();
         // One that is there was left by a process that was killed in here; the image's lock keeps others out.
         match std::fs::remove_file(&new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -119,20 +124,17 @@ impl LastingMemory for CacheFile {
         let buffer = rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, length as u64)
             .map_err(io::Error::from)
             .and_then(|()| Buffer::map_shared(&file, length));
-        match buffer {
-            Ok(buffer) => {
-                // Before it can be found: a file without its head would be taken for a damaged one.
-                buffer.copy_from_slice(0, head);
-                failpoint::hit(Point::CacheFileMade);
-                std::fs::rename(&new, &self.path)?;
-                failpoint::hit(Point::CacheFileNamed);
-                Ok(buffer)
-            }
-            Err(error) => {
-                let _ = std::fs::remove_file(&new);
-                Err(error)
-            }
+        if buffer.is_err() {
+            let _ = std::fs::remove_file(&new);
         }
+        buffer
+    }
+
+    fn publish(&self) -> io::Result<()> {
+        failpoint::hit(Point::CacheFileMade);
+        std::fs::rename(self.unpublished(), &self.path)?;
+        failpoint::hit(Point::CacheFileNamed);
+        Ok(())
     }
 
     fn remove(&self) {

@@ -91,9 +91,7 @@ pub fn cache_file(bytes: &[u8]) {
 fn plausible_cache(bytes: &[u8]) -> Vec<u8> {
     const SLICE: usize = 512;
     let shape = Shape::new(0, SLICE as u64);
-    let buffer = Buffer::zeroed(shape.length());
-    buffer.copy_from_slice(0, &CacheMemory::head(shape, Identity::default()));
-    let memory = CacheMemory::new(buffer, shape);
+    let memory = CacheMemory::format(Buffer::zeroed(shape.length()), shape, Identity::default());
     for (slot, slice) in bytes.chunks(2 + SLICE).take(memory.slots()).enumerate() {
         let [class, cluster, content @ ..] = slice else { break };
         let class = match class % 4 {

@@ -58,6 +58,7 @@ use refcount::Refcounts;
 use snapshot_table::SnapshotRecord;
 use write_back::WriteBack;
 
+pub(crate) use open::of_image;
 pub(crate) use open::{CachePlan, Opening, check_left_behind, default_cache_bytes, open};
 
 /// An open qcow2 image.

@@ -40,11 +40,7 @@ fn dirty_metadata_is_written_back_by_itself_and_then_the_engine_sleeps() {
         let workshop = Workshop::new();
         workshop.put("disk.qcow2", &CreateOptions::new(64 << 20).metadata().expect("valid"));
         let path = workshop.file("disk.qcow2");
-        let engine = Engine::new(EngineOptions {
-            aio,
-            ..EngineOptions::default()
-        })
-        .expect("an engine");
+        let engine = Engine::new(EngineOptions { aio }).expect("an engine");
         let disk = engine.open(&OpenOptions {
             write_back_after: Duration::from_millis(50),
             discard: Discard::Unmap,

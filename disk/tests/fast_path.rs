@@ -5,6 +5,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use disk::simulation::Simulation;
 use disk::{
@@ -67,13 +68,14 @@ fn mapped_reads_and_writes_allocate_no_memory() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("disk.qcow2");
     std::fs::write(&path, CreateOptions::new(SIZE).metadata().expect("valid")).expect("written");
-    let options = EngineOptions {
-        aio: Aio::IoUring,
-        ..EngineOptions::default()
-    };
+    let options = EngineOptions { aio: Aio::IoUring };
     let engine = Engine::new(options).expect("an engine");
     let disk = engine
-        .open(&OpenOptions::new(&path, Format::Qcow2))
+        .open(&OpenOptions {
+            // It would be counted, too.
+            write_back_after: Duration::from_secs(3600),
+            ..OpenOptions::new(&path, Format::Qcow2)
+        })
         .unwrap_or_else(|error| panic!("{error}"));
     let answered = Arc::new(AtomicUsize::new(0));
     let whole = Buffer::from_slice(&vec![1; SIZE as usize]);
@@ -89,7 +91,7 @@ fn mapped_reads_and_writes_allocate_no_memory() {
     let requests = |count: u64| -> Vec<Request> {
         let command = |number: u64| {
             let (offset, buffer) = (number * 12_288 % SIZE, Buffer::zeroed(4096));
-            if number % 2 == 0 {
+            if number.is_multiple_of(2) {
                 Command::Read { offset, buffer }
             } else {
                 Command::Write { offset, buffer }

@@ -115,6 +115,7 @@ fn damage(path: &Path, whole: &[u8], random: &mut SmallRng) {
         let at = base + 8 * random.random_range(0..entries);
         let old = if at + 8 <= whole.len() { word(at) } else { 0 };
         let cluster = random.random_range(0..whole.len() as u64 / CLUSTER + 2) * CLUSTER;
+        assert!(base % 8 == 0 && base < whole.len());
         let new = match random.random_range(0..6) {
             0 => 0,
             1 => old ^ 1 << random.random_range(0..64),
@@ -123,6 +124,7 @@ fn damage(path: &Path, whole: &[u8], random: &mut SmallRng) {
             4 => cluster | 1 << 63,
             _ => random.random(),
         };
+        println!("at {at:#x} {old:#x} becomes {new:#x}");
         file.write_all_at(&new.to_be_bytes(), at as u64).expect("written");
     }
 }
@@ -137,7 +139,7 @@ fn repair_never_makes_an_image_worse() {
         fs::write(&path, &whole).expect("written");
         damage(&path, &whole, &mut random);
         let before = content(&path);
-        let Ok(found) = check_image(&path, false, &mut |_| {}) else {
+        let Ok(found) = check_image(&path, false, &mut |line| println!("seed {seed}: {line}")) else {
             continue;
         };
         checked += 1;
@@ -174,10 +176,9 @@ fn repair_never_makes_an_image_worse() {
             found.damage,
             again.damage
         );
-        assert!(
-            mode == RepairMode::Leaks || again.damage.leaks <= found.damage.leaks,
-            "seed {seed}"
-        );
+        // Old refcount blocks may be left as leaks where new ones mended what was corrupt.
+        let fewer = again.damage.corruptions < found.damage.corruptions;
+        assert!(fewer || again.damage.leaks <= found.damage.leaks, "seed {seed}");
     }
     println!("{checked} checked, {repaired} repaired, {clean} clean afterwards");
     assert!(seeds().count() == 1 || (checked > 100 && repaired > 50 && clean > 30));

@@ -18,6 +18,9 @@ use crate::size;
 /// The largest number that a count may be, as qemu-img has it.
 const MAX_NUMBER: u64 = i32::MAX as u64;
 
+/// Set, it keeps the metadata cache to this process, so that the price of sharing it with the next one can be measured.
+const PRIVATE_CACHE: &str = "SPINDLE_BENCH_PRIVATE_CACHE";
+
 /// The most requests in flight: what more there are only cost memory.
 const MAX_DEPTH: u64 = 4096;
 
@@ -152,6 +155,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
         OpenOptions {
             read_only: !arguments.write,
             cache: open::cache_mode(&arguments.cache)?,
+            private_cache: std::env::var_os(PRIVATE_CACHE).is_some(),
             ..OpenOptions::new(path, format)
         },
         EngineOptions { aio },

@@ -51,7 +51,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     let format = open::format_of(path, arguments.format.as_deref())?;
     // Of the chain only this image is locked here: the file below is going to be written by us.
     let lock = LockedFile::open(path).with_context(|| open::could_not_open(path))?;
-    let image = open::at_rest_with(RestOptions {
+    let image = open::at_rest_with(&RestOptions {
         force_share: true,
         ..RestOptions::new(path, format)
     })?;

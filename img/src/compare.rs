@@ -82,11 +82,9 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
             println!("{text}");
         }
     };
-    if first.size() != second.size() {
-        if arguments.strict {
-            say("Strict mode: Image size mismatch!");
-            return Ok(DIFFERENT);
-        }
+    if first.size() != second.size() && arguments.strict {
+        say("Strict mode: Image size mismatch!");
+        return Ok(DIFFERENT);
     }
     let progress = Progress::new(first.size().max(second.size()), arguments.progress, arguments.quiet);
     let result = compare(&first, &second, arguments.strict, &progress).and_then(|()| {

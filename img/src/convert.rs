@@ -241,7 +241,7 @@ fn check_combinations(
 fn open_sources(arguments: &Arguments, inputs: &[PathBuf]) -> Result<Sources> {
     let mut images = Vec::new();
     for path in inputs {
-        images.push(open::at_rest_with(RestOptions {
+        images.push(open::at_rest_with(&RestOptions {
             force_share: arguments.force_share,
             snapshot: arguments.source_snapshot.as_deref().map(snapshot_name).transpose()?,
             ..RestOptions::new(path, open::format_of(path, arguments.source_format.as_deref())?)
@@ -256,7 +256,7 @@ fn check_backing(target: &Path, options: &CreationOptions) -> Result<()> {
         return Ok(());
     };
     let full = target.parent().unwrap_or(Path::new("")).join(name);
-    open::at_rest_with(RestOptions {
+    open::at_rest_with(&RestOptions {
         force_share: true,
         ..RestOptions::new(&full, open::format(format)?)
     })?;
@@ -298,7 +298,7 @@ pub fn write_new(new: &New<'_>, output: &Output, progress: &Progress) -> Result<
         Format::Qcow2 => {
             let create = new.options.for_size(new.size)?;
             compression = new.compress.then_some(create.compression);
-            Target::Qcow2(NewImage::begin(file, create)?)
+            Target::Qcow2(Box::new(NewImage::begin(file, create)?))
         }
     };
     let copy = Copy {

@@ -87,7 +87,7 @@ fn size_of_new(path: &Path, format: Format, options: &CreationOptions, blindly: 
             path.display()
         );
     };
-    let image = open::at_rest_with(RestOptions {
+    let image = open::at_rest_with(&RestOptions {
         // Its own backing files do not matter now; somebody may write to none of them, though, which a lock would tell.
         force_share: true,
         ..RestOptions::new(&full, open::format(backing_format)?)

@@ -54,7 +54,7 @@ fn chain(arguments: &Arguments) -> Result<Vec<ImageAtRest>> {
     let mut path = arguments.filename.clone();
     let mut format = open::format_of(&path, arguments.format.as_deref())?;
     loop {
-        let image = open::at_rest_with(RestOptions {
+        let image = open::at_rest_with(&RestOptions {
             force_share: arguments.force_share,
             with_backing: false,
             ..RestOptions::new(&path, format)

@@ -64,7 +64,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
             bail!("--image-opts, -f, -l or -U can only be used with a filename argument.")
         }
         (Some(_), None) => None,
-        (None, Some(path)) => Some(open::at_rest_with(RestOptions {
+        (None, Some(path)) => Some(open::at_rest_with(&RestOptions {
             force_share: arguments.force_share,
             snapshot: arguments.snapshot.as_deref().map(convert::snapshot_name).transpose()?,
             ..RestOptions::new(path, open::format_of(path, arguments.format.as_deref())?)

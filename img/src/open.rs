@@ -60,16 +60,15 @@ pub fn could_not_open(path: &Path) -> String {
 
 /// An image to be read.
 pub fn at_rest(path: &Path, said: Option<&str>, force_share: bool) -> Result<ImageAtRest> {
-    at_rest_with(RestOptions {
+    at_rest_with(&RestOptions {
         force_share,
         ..RestOptions::new(path, format_of(path, said)?)
     })
 }
 
 /// The same, with all options.
-pub fn at_rest_with(options: RestOptions) -> Result<ImageAtRest> {
-    let path = options.path.clone();
-    ImageAtRest::open(&options).with_context(|| could_not_open(&path))
+pub fn at_rest_with(options: &RestOptions) -> Result<ImageAtRest> {
+    ImageAtRest::open(options).with_context(|| could_not_open(&options.path))
 }
 
 /// An image open in an engine of its own.

@@ -98,26 +98,26 @@ fn keep_content(arguments: &Arguments, new: Option<&BackingReference>) -> Result
         with_backing,
         ..RestOptions::new(path, format)
     };
-    let overlay = open::at_rest_with(RestOptions {
+    let overlay = open::at_rest_with(&RestOptions {
         force_share: true,
         written_by_us: true,
         ..rest(path, Format::Qcow2, false)
     })?;
     let old = match overlay.backing_path()? {
-        Some((path, format)) => Some(open::at_rest_with(rest(&path, format, true))?),
+        Some((path, format)) => Some(open::at_rest_with(&rest(&path, format, true))?),
         None => None,
     };
     let new = match new {
         Some(reference) => {
             let full = path.parent().unwrap_or(Path::new("")).join(&reference.name);
             let format = open::format(reference.format.as_deref().unwrap_or_default())?;
-            Some(open::at_rest_with(rest(&full, format, true))?)
+            Some(open::at_rest_with(&rest(&full, format, true))?)
         }
         None => None,
     };
     if new
         .iter()
-        .flat_map(|new| new.chain())
+        .flat_map(ImageAtRest::chain)
         .any(|image| image.is_same_file(path))
     {
         bail!("The new backing file would be the image itself, or lead to it");

@@ -102,7 +102,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
 }
 
 fn current_size(path: &std::path::Path, format: Format) -> Result<u64> {
-    let image = open::at_rest_with(RestOptions {
+    let image = open::at_rest_with(&RestOptions {
         with_backing: false,
         ..RestOptions::new(path, format)
     })?;

@@ -85,7 +85,7 @@ fn delete(image: &InEngine, name: &str) -> Result<()> {
 
 fn list(arguments: &Arguments) -> Result<u8> {
     let path = &arguments.filename;
-    let image = open::at_rest_with(RestOptions {
+    let image = open::at_rest_with(&RestOptions {
         force_share: arguments.force_share,
         with_backing: false,
         ..RestOptions::new(path, open::format_of(path, arguments.format.as_deref())?)

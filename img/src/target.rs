@@ -16,7 +16,7 @@ use crate::open::InEngine;
 /// Where content goes.
 pub enum Target {
     /// A new qcow2 image.
-    Qcow2(NewImage),
+    Qcow2(Box<NewImage>),
     /// A raw file or device.
     Raw {
         /// The file.

@@ -32,5 +32,5 @@ mod workload;
 
 pub use campaign::{BareMetalCampaign, run_bare_metal};
 pub use linux::{LinuxCampaign, run_linux};
-pub use power_loss::{Column, PowerCampaign, run_power};
+pub use power_loss::{Column, PowerCampaign, can_record, run_power};
 pub use tally::{Failure, Kills, Spread, Tally};

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use img::images::{DAMAGED, patch};
+use img::images::{DAMAGED, Patch, patch};
 
 /// What a command may use of address space.
 const MEMORY: &str = "--as=536870912";
@@ -18,7 +18,7 @@ const MEMORY: &str = "--as=536870912";
 const PATIENCE: Duration = Duration::from_secs(240);
 
 /// What is patched into a copy of `victim.qcow2` (see `img::images`): where, how many bytes, what.
-const CASES: &[(&str, &[(u64, usize, u64)])] = &[
+const CASES: &[(&str, &[Patch])] = &[
     ("version 0", &[(4, 4, 0)]),
     ("version 4 billion", &[(4, 4, u32::MAX as u64)]),
     ("cluster_bits 0", &[(20, 4, 0)]),
@@ -142,7 +142,7 @@ fn tables_that_point_at_one_another_a_million_times_are_read_once() {
     run("four million L2 tables of nothing", "check victim.qcow2", &|path| {
         let file = huge(path, 4 << 20);
         let entries: Vec<u8> = (0..4u64 << 20)
-            .flat_map(|index| (index + 0x10000 << 16).to_be_bytes())
+            .flat_map(|index| ((index + 0x10000) << 16).to_be_bytes())
             .collect();
         file.write_all_at(&entries, 1 << 30).expect("written");
         file.set_len(1 << 43).expect("sparse");

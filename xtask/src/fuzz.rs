@@ -37,6 +37,8 @@ enum Target {
     CacheFile,
     /// What an NBD client sends
     Nbd,
+    /// What a guest does to the IDE controller, and what is saved of it
+    Ide,
 }
 
 impl Target {
@@ -46,6 +48,7 @@ impl Target {
             Target::Image => "image",
             Target::CacheFile => "cache_file",
             Target::Nbd => "nbd",
+            Target::Ide => "ide",
         }
     }
 
@@ -54,7 +57,7 @@ impl Target {
         match self {
             Target::Header => 1 << 10,
             Target::Image => 32 << 10,
-            Target::CacheFile | Target::Nbd => 8 << 10,
+            Target::CacheFile | Target::Nbd | Target::Ide => 8 << 10,
         }
     }
 }

@@ -5,11 +5,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use system_tests::crash::{Column, PowerCampaign, run_power};
-use system_tests::{HostKind, static_spindle_with_failpoints, target_folder};
+use system_tests::{static_spindle_with_failpoints, target_folder};
 
 use crate::progress::{say, store_with_progress};
 use crate::report;
-use crate::setup::install_missing;
+use crate::setup::install_for_power;
 
 /// Record what a guest's writes do to an image file, make crash states of the recording, and look at each
 ///
@@ -36,7 +36,7 @@ pub struct Options {
 
 /// Runs it; the exit code is 0 if all of spindle's states held.
 pub fn power(options: &Options) -> Result<ExitCode> {
-    install_missing(HostKind::detect())?;
+    install_for_power()?;
     let seed = options.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
     let (_store, progress) = store_with_progress()?;
     say(&progress, "building spindle (cargo build --release)");

@@ -36,14 +36,19 @@ fn join(folder: &Path) -> Result<()> {
         let path = folder.join(format!("{name}.json"));
         match fs::read(&path) {
             Ok(bytes) => {
-                let value: Value = serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))?;
+                let value: Value =
+                    serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))?;
                 parts.push((name, value));
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(error).with_context(|| format!("Cannot read {}", path.display())),
         }
     }
-    ensure!(!parts.is_empty(), "{} has none of {PARTS:?} with .json", folder.display());
+    ensure!(
+        !parts.is_empty(),
+        "{} has none of {PARTS:?} with .json",
+        folder.display()
+    );
     let path = folder.join("report.html");
     fs::write(&path, page::render(&parts)).with_context(|| format!("Cannot write {}", path.display()))?;
     eprintln!("wrote {}", path.display());

@@ -44,7 +44,15 @@ pub fn setup(options: &Options) -> Result<()> {
 const QEMU: (&str, &str) = ("qemu-system-x86_64", "qemu-system-x86");
 
 /// Programs of others that tests compare ours with, or use as its clients.
-const PEERS: [(&str, &str); 3] = [("fio", "fio"), ("nbdcopy", "libnbd-bin"), ("nbdinfo", "libnbd-bin")];
+const PEERS: [(&str, &str); 4] = [
+    ("fio", "fio"),
+    ("nbdcopy", "libnbd-bin"),
+    ("nbdinfo", "libnbd-bin"),
+    FUSE,
+];
+
+/// Mounts for who is not root.
+const FUSE: (&str, &str) = ("fusermount3", "fuse3");
 
 /// Installs the Debian packages of programs that are missing, and sees to it that apt knows those that guests are made of.
 pub fn install_missing(kind: HostKind) -> Result<()> {
@@ -54,6 +62,11 @@ pub fn install_missing(kind: HostKind) -> Result<()> {
 /// The same, with what the tests need beyond.
 pub fn install_for_tests(kind: HostKind) -> Result<()> {
     install(kind == HostKind::Nested, &PEERS)
+}
+
+/// The same for recordings of an image on a file system of our own, with QEMU beside spindle.
+pub fn install_for_power() -> Result<()> {
+    install(true, &[FUSE])
 }
 
 /// The same for benchmarks, where QEMU is the peer whatever the host is.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use devices::bus::PortBus;
 use devices::chipset::{CdRomConfig, Chipset, ChipsetConfig, DriveConfig, Plugged};
 use devices::clock::ManualClock;
+use devices::ide::cd_rom_handle::Medium;
 use devices::ide::controller::{ChannelModes, Chip, IdeOptions};
 use devices::ide::error_policy::ErrorPolicy;
 use devices::interrupt::CountingLine;
@@ -150,7 +151,7 @@ impl World {
         let drives = std::array::from_fn(|slot| {
             let disk = disks[slot].clone()?;
             if layout.slots[slot] == 3 {
-                return Some(Plugged::CdRom(CdRomConfig::new(Some(disk), slot)));
+                return Some(Plugged::CdRom(CdRomConfig::new(Medium::new(disk).ok(), slot)));
             }
             let mut config = DriveConfig::new(disk, slot);
             config.clock = clock.clone();
@@ -371,10 +372,15 @@ impl World {
             0 => {
                 drive.request_eject();
             }
-            1 => drive.force_out(),
+            1 => {
+                drive.press_button();
+                drive.force_out();
+            }
             _ => {
-                if let Some(disk) = &self.disks[slot] {
-                    let _ = drive.insert(disk.clone());
+                let medium = self.disks[slot].clone().and_then(|disk| Medium::new(disk).ok());
+                if let Some(medium) = medium {
+                    // A locked tray stays as it is.
+                    drive.insert(medium).ok();
                 }
             }
         }

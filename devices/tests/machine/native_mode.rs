@@ -10,7 +10,7 @@ fn machine(chip: Chip, modes: ChannelModes) -> Machine {
         modes,
         pci_line: None,
     };
-    Machine::configured(Machine::new(&[0, 2]).disks, options, |_, _| {})
+    Machine::configured(Machine::new(&[0, 2]).disks, &options, |_, _| {})
 }
 
 /// The drive in `slot` by the ports of native mode.

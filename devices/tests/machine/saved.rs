@@ -162,6 +162,19 @@ fn a_machine_that_is_saved_and_restored_cannot_be_told_from_one_that_is_not() {
 }
 
 #[test]
+fn what_the_fuzzer_starts_from_does_no_harm() {
+    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/ide");
+    let mut files = 0;
+    for entry in std::fs::read_dir(corpus).expect("the corpus") {
+        let path = entry.expect("a file").path();
+        println!("{}", path.display());
+        hostile_guest::run(&std::fs::read(&path).expect("a file"));
+        files += 1;
+    }
+    assert!(files > 0);
+}
+
+#[test]
 fn a_hostile_guest_with_tampered_states_does_no_harm() {
     for seed in 0..150 {
         println!("seed {seed}");

@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::file::{RestingFile, Sharing};
+use super::file::{LeftBehind, RestingFile, Sharing};
 use crate::disk::SECTOR_SIZE;
 use crate::open::{MAX_CHAIN, OpenCause, backing_options};
 use crate::qcow2::header::Header;
@@ -105,9 +105,13 @@ impl ImageAtRest {
                 (Layer::Raw(file), None)
             }
             Format::Qcow2 => {
-                let layer =
-                    Qcow2Layer::open(file, options.snapshot.as_deref(), !options.written_by_us).map_err(fail)?;
-                let below = options.with_backing.then(|| layer.header.backing.as_ref()).flatten();
+                let left_behind = match (options.written_by_us, options.force_share) {
+                    (true, _) => LeftBehind::Ignored,
+                    (false, true) => LeftBehind::IfReadable,
+                    (false, false) => LeftBehind::Needed,
+                };
+                let layer = Qcow2Layer::open(file, options.snapshot.as_deref(), left_behind).map_err(fail)?;
+                let below = layer.header.backing.as_ref().filter(|_| options.with_backing);
                 let backing = match below {
                     None => None,
                     Some(reference) => {

@@ -92,9 +92,13 @@ pub(crate) struct CacheMemory {
 
 /// A place for a cache that outlives the process.
 pub(crate) trait LastingMemory {
-    /// Makes `length` bytes there that begin with `head` and are zeros otherwise: a process that is killed meanwhile leaves all of
-    /// that, or what was there before.
-    fn make(&self, length: usize, head: &[u8]) -> io::Result<Buffer>;
+    /// Makes `length` zero bytes, which take the place of what was there before at once, or when they are published.
+    fn make(&self, length: usize) -> io::Result<Buffer>;
+
+    /// What was made last is a cache now, and found by the next process. Half of one never is.
+    fn publish(&self) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Nothing there is of use any more.
     fn remove(&self);
@@ -153,14 +157,11 @@ pub enum CacheError {
 }
 
 impl CacheMemory {
-    /// What the memory of an empty cache begins with.
-    pub(crate) fn head(shape: Shape, identity: Identity) -> Vec<u8> {
-        encode_header(shape, identity)
-    }
-
-    /// An empty cache in `buffer`, which begins with its head, is zeroed otherwise, and as long as `shape` needs.
-    pub(crate) fn new(buffer: Buffer, shape: Shape) -> Self {
+    /// An empty cache in `buffer`, which is zeroed and as long as `shape` needs.
+    pub(crate) fn format(buffer: Buffer, shape: Shape, identity: Identity) -> Self {
         assert!(buffer.len() >= shape.length());
+        let header = encode_header(shape, identity);
+        buffer.copy_from_slice(0, &header);
         Self { buffer, shape }
     }
 
@@ -330,9 +331,7 @@ mod tests {
 
     fn memory() -> CacheMemory {
         let shape = Shape::new(0, 65536);
-        let buffer = Buffer::zeroed(shape.length());
-        buffer.copy_from_slice(0, &CacheMemory::head(shape, identity()));
-        CacheMemory::new(buffer, shape)
+        CacheMemory::format(Buffer::zeroed(shape.length()), shape, identity())
     }
 
     #[test]

@@ -51,9 +51,13 @@ pub(super) struct Checked {
     /// The refcount blocks, as far as they can be used: by their index, where they lie.
     pub blocks: Vec<u64>,
     pub l1: Vec<u64>,
+    /// How many L1 entries refer to each L2 table.
+    pub tables: BTreeMap<u64, u64>,
     pub usage: Usage,
     /// Tables whose entries cannot all be understood, so that what they refer to is not all known.
     pub damaged: bool,
+    /// Tables lie on one another, so that nobody can tell whose content it is.
+    pub overlapping: bool,
 }
 
 /// How often an L2 table is referred to.
@@ -81,11 +85,13 @@ pub(super) fn check(file: &RestingFile, header: &Header, findings: &mut Findings
             refcounts: Counts::default(),
             blocks: Vec::new(),
             l1: Vec::new(),
+            tables: BTreeMap::new(),
             usage: Usage {
                 total_clusters: header.size.div_ceil(header.cluster_size()),
                 ..Usage::default()
             },
             damaged: false,
+            overlapping: false,
         },
         image_end: file.length().next_multiple_of(header.cluster_size()),
     };
@@ -101,7 +107,12 @@ impl Check<'_, '_> {
         self.load_refcounts()?;
         let snapshots = self.snapshots(&header)?;
         let tables = self.l2_tables(&header, &snapshots)?;
+        self.checked.overlapping |= !self.tables_lie_apart(&header, &snapshots);
         self.walk_l2_tables(&tables)?;
+        self.checked.tables = tables
+            .into_iter()
+            .map(|(offset, weight)| (offset, weight.all))
+            .collect();
         self.compare_refcounts();
         Ok(())
     }
@@ -152,11 +163,12 @@ impl Check<'_, '_> {
                 *block = 0;
             } else {
                 let cluster = *block >> header.cluster_bits;
-                self.checked.references.add(cluster, 1)?;
-                if self.checked.references.get(cluster) > 1 {
+                if self.checked.references.get(cluster) > 0 {
                     self.findings
                         .bad_refcount_block(index as u64, *block, "lies on another table");
                     *block = 0;
+                } else {
+                    self.checked.references.add(cluster, 1)?;
                 }
             }
         }
@@ -220,26 +232,48 @@ impl Check<'_, '_> {
         } else {
             self.checked.damaged = true;
         }
-        let mut l1_tables: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+        let mut l1_tables: BTreeMap<(u64, u64), u64> = BTreeMap::new();
         for snapshot in snapshots {
-            let bytes = snapshot.l1_bytes();
-            self.refer("L1 table of a snapshot", snapshot.l1_table_offset, bytes)?;
-            let entry = l1_tables.entry(snapshot.l1_table_offset).or_insert((bytes, 0));
-            entry.0 = entry.0.max(bytes);
-            entry.1 += 1;
+            *l1_tables
+                .entry((snapshot.l1_table_offset, snapshot.l1_bytes()))
+                .or_default() += 1;
         }
         let mut end = 0;
-        for (offset, (bytes, weight)) in l1_tables {
+        for ((offset, bytes), weight) in l1_tables {
             // Tables on top of each other would otherwise be a way to make this take forever.
             if offset < end {
                 self.findings.overlapping_l1(offset);
                 self.checked.damaged = true;
+                self.checked.overlapping = true;
                 continue;
             }
             end = offset + bytes;
+            self.refer_weighted("L1 table of a snapshot", offset, bytes, weight)?;
             self.add_snapshot_l1(&mut tables, offset, bytes, weight)?;
         }
         Ok(tables.into_iter().collect())
+    }
+
+    /// Whether each table that the header or a snapshot names has its clusters for itself. Only tables have been counted yet.
+    fn tables_lie_apart(&self, header: &Header, snapshots: &[SnapshotRecord]) -> bool {
+        let refcount_bytes = u64::from(header.refcount_table_clusters) << header.cluster_bits;
+        let named = [
+            (0, 1),
+            (header.refcount_table_offset, refcount_bytes),
+            (header.l1_table_offset, u64::from(header.l1_size) * 8),
+            (header.snapshot_table_offset, table_bytes(snapshots)),
+        ];
+        let of_snapshots = snapshots
+            .iter()
+            .map(|record| (record.l1_table_offset, record.l1_bytes()));
+        let of_snapshots = of_snapshots.filter(|_| !self.checked.overlapping);
+        let mut ranges = named.into_iter().chain(of_snapshots).filter(|(_, bytes)| *bytes > 0);
+        ranges.all(|(offset, bytes)| {
+            let clusters = offset >> header.cluster_bits..(offset + bytes).div_ceil(header.cluster_size());
+            clusters
+                .into_iter()
+                .all(|cluster| self.checked.references.get(cluster) <= 1)
+        })
     }
 
     fn add_snapshot_l1(
@@ -286,10 +320,10 @@ impl Check<'_, '_> {
         if let Some(index) = active {
             self.check_copied(entry, table, Flagged::L2Table { index }, at);
         }
-        if table % cluster_size != 0 {
+        if !table.is_multiple_of(cluster_size) {
             self.findings.unaligned(Flagged::L1, at, table);
         }
-        if table % cluster_size != 0 || !in_file {
+        if !table.is_multiple_of(cluster_size) || !in_file {
             self.checked.damaged = true;
             return Ok(());
         }
@@ -390,13 +424,13 @@ impl Check<'_, '_> {
                 fragmented += u64::from(expected != 0 && host != expected);
                 expected = host + cluster_size;
             }
-            if host % cluster_size != 0 {
+            if !host.is_multiple_of(cluster_size) {
                 self.findings.unaligned(Flagged::L2, at, host);
                 self.checked.damaged = true;
             }
             let in_file = self.refer_weighted("data cluster", host, cluster_size, weight.all)?;
             self.checked.damaged |= !in_file;
-            if weight.active && host % cluster_size == 0 {
+            if weight.active && host.is_multiple_of(cluster_size) {
                 self.check_copied(entry, host, Flagged::Data, at);
             }
         }
@@ -433,7 +467,7 @@ impl Check<'_, '_> {
         let (refcounts, references) = (&self.checked.refcounts, &self.checked.references);
         let findings = &mut *self.findings;
         refcounts.compare(references, |cluster, refcount, count| {
-            findings.compare(cluster, refcount, count)
+            findings.compare(cluster, refcount, count);
         });
         let end = refcounts.last().max(references.last()).map_or(0, |last| last + 1);
         self.checked.usage.image_end_offset = end << self.checked.header.cluster_bits;

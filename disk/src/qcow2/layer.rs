@@ -9,7 +9,7 @@ use super::open::point_at_snapshot;
 use super::refcount::get_refcount;
 use super::snapshot::describe;
 use super::snapshot_table::{SnapshotRecord, Table};
-use crate::at_rest::{RestingFile, TableCache};
+use crate::at_rest::{LeftBehind, RestingFile, TableCache};
 use crate::disk::Corruption;
 use crate::open::{OpenCause, read_header};
 use crate::{DiskError, Snapshot};
@@ -43,10 +43,18 @@ pub(crate) enum Stored {
 
 impl Qcow2Layer {
     /// Reads the header and the tables that are always needed.
-    pub(crate) fn open(mut file: RestingFile, snapshot: Option<&str>, with_survivors: bool) -> Result<Self, OpenCause> {
+    pub(crate) fn open(
+        mut file: RestingFile,
+        snapshot: Option<&str>,
+        left_behind: LeftBehind,
+    ) -> Result<Self, OpenCause> {
         let mut header = read_header(file.file())?;
-        if with_survivors {
-            file.find_survivors(&header)?;
+        let found = match left_behind {
+            LeftBehind::Ignored => Ok(()),
+            _ => file.find_survivors(&header),
+        };
+        if left_behind == LeftBehind::Needed {
+            found?;
         }
         let records = read_snapshots(&file, &header)?;
         if let Some(wanted) = snapshot {

@@ -45,7 +45,7 @@ pub(crate) fn check_left_behind(bytes: &[u8], identity: Identity, header: &Heade
 }
 
 /// The identity of an image's cache, with what its header says.
-fn of_image(identity: Identity, header: &Header) -> Identity {
+pub(crate) fn of_image(identity: Identity, header: &Header) -> Identity {
     Identity {
         token: header.token.found(),
         ..identity
@@ -139,14 +139,14 @@ pub(crate) async fn open(opening: Opening) -> Result<Rc<Qcow2>, OpenCause> {
     }
     let shape = Shape::new(cache.bytes, header.cluster_size());
     let buffer = match &lasting {
-        Some(lasting) => {
-            let head = CacheMemory::head(shape, of_image(cache.identity, &header));
-            lasting.make(shape.length(), &head).map_err(OpenCause::CacheMemory)?
-        }
+        Some(lasting) => lasting.make(shape.length()).map_err(OpenCause::CacheMemory)?,
         None => Buffer::zeroed(shape.length()),
     };
     let (metadata, _) = MetadataMap::of(&header, &l1, &refcount_table, &snapshots);
-    let memory = CacheMemory::new(buffer, shape);
+    let memory = CacheMemory::format(buffer, shape, of_image(cache.identity, &header));
+    if let Some(lasting) = &lasting {
+        lasting.publish().map_err(OpenCause::CacheMemory)?;
+    }
     let image = Rc::new(Qcow2 {
         tasks,
         file,

@@ -28,6 +28,8 @@ pub(super) struct Refcounts {
     table: RefCell<Vec<u64>>,
     /// No cluster before this one is free.
     cursor: Cell<u64>,
+    /// Something was not given up for an error, or not mended: only counting all references anew will.
+    needs_recovery: Cell<bool>,
     /// Held by who adds a block, or moves the table to add many.
     adding: Rc<InFlight>,
     /// Held by who moves the table; used by who writes it, and so by each write-back. Who holds it must not wait for room in the
@@ -41,6 +43,7 @@ impl Refcounts {
         Self {
             table: RefCell::new(table),
             cursor: Cell::new(1),
+            needs_recovery: Cell::new(false),
             adding: Rc::default(),
             table_in_flight: Rc::default(),
         }
@@ -170,8 +173,27 @@ impl Qcow2 {
         });
     }
 
-    /// Takes one reference from each cluster; those without another are free again.
+    /// From now on the image has leaks, or flags that do not fit, that this process does not mend: it stays marked as dirty when it is
+    /// closed, and the next open does.
+    pub(super) fn leave_for_recovery(&self) {
+        self.refcounts.needs_recovery.set(true);
+    }
+
+    /// Whether the next open shall find the image dirty.
+    pub(super) fn needs_recovery(&self) -> bool {
+        self.refcounts.needs_recovery.get()
+    }
+
+    /// Takes one reference from each cluster; those without another are free again. After an error some leak.
     pub(super) async fn decrement_refcounts(self: &Rc<Self>, clusters: Clusters) -> Result<(), DiskError> {
+        let result = self.decrement_each(clusters).await;
+        if result.is_err() {
+            self.leave_for_recovery();
+        }
+        result
+    }
+
+    async fn decrement_each(self: &Rc<Self>, clusters: Clusters) -> Result<(), DiskError> {
         for cluster in clusters.first..clusters.first + clusters.count {
             let at = cluster << self.cluster_bits;
             let Place::Slice { offset, index } = self.refcount_place(cluster) else {

@@ -91,6 +91,7 @@ impl Qcow2 {
     pub(super) async fn finish_shrinking(self: &Rc<Self>) {
         if let Err(error) = self.cut_off(self.capacity()).await {
             tracing::warn!(%error, "clusters behind the end of the disk stay allocated");
+            self.leave_for_recovery();
         }
     }
 

@@ -152,6 +152,7 @@ impl Qcow2 {
         }
         if let Err(error) = self.refresh_active_copied().await {
             tracing::warn!(%error, "clusters that are not shared any more will be copied once when they are written");
+            self.leave_for_recovery();
         }
         Ok(self.write_through().await?)
     }
@@ -237,6 +238,7 @@ impl Qcow2 {
         self.lower_tree(l1).await;
         if let Err(error) = self.refresh_active_copied().await {
             tracing::warn!(%error, "clusters that are not shared will be copied once when they are written");
+            self.leave_for_recovery();
         }
     }
 

@@ -61,6 +61,9 @@ impl Qcow2 {
         for transfer in transfers {
             transfer.await?;
         }
+        if self.has_fleeting_links() {
+            self.flush().await?;
+        }
         Ok(true)
     }
 
@@ -143,7 +146,8 @@ impl Qcow2 {
         }
         failpoint::hit(Point::CowRead);
         let old = Piece::whole(Buffer::zeroed(length as usize));
-        self.read_mapped(offset, old.clone()).await?;
+        // Boxed, because most writes into new clusters read nothing, and each carries the room for what it might do.
+        Box::pin(self.read_mapped(offset, old.clone())).await?;
         Ok(Some(old))
     }
 }

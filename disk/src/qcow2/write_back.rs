@@ -115,8 +115,14 @@ impl Qcow2 {
         if self.write_through { self.flush().await } else { Ok(()) }
     }
 
+    /// Whether links are in a cache that ends with this process: after an error, when their write-back failed. A write by way of
+    /// them is not complete either before they are in the image.
+    pub(super) fn has_fleeting_links(&self) -> bool {
+        self.write_through && (self.cache.has_dirty(Class::L2Table) || self.cache.has_dirty(Class::L1Table))
+    }
+
     /// Writes back what a flush leaves, the refcounts of clusters that left quarantine, and marks the image as closed.
-    /// For the end, when a flush is done and no task is left.
+    /// For the end, when a flush is done and no task is left. An image with leaks stays marked as open.
     pub(crate) async fn finish(self: &Rc<Self>) -> Result<(), DiskError> {
         if planted(Bug::ClosedBeforeWritten) {
             let mut header = self.header.borrow().clone();
@@ -130,10 +136,12 @@ impl Qcow2 {
         failpoint::hit(Point::DirtyBitClear);
         let header = {
             let mut header = self.header.borrow_mut();
-            header.incompatible_features &= !INCOMPATIBLE_DIRTY;
+            if !self.needs_recovery() {
+                header.incompatible_features &= !INCOMPATIBLE_DIRTY;
+            }
             header.clone()
         };
-        if header.version >= 3 {
+        if header.version >= 3 && !header.is_dirty() {
             header.write_features(&self.file).await?;
             self.sync().await?;
         }
@@ -236,6 +244,7 @@ impl Qcow2 {
         if planted(Bug::LinksBeforeRefcounts) {
             self.write_slices(&captured.slices).await?;
         }
+        failpoint::hit(Point::WriteBack);
         self.write_refcounts().await?;
         failpoint::hit(Point::DataBarrier);
         if !planted(Bug::NoBarrierBeforeLinks) {

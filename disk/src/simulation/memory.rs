@@ -18,6 +18,8 @@ thread_local! {
 /// Memory that outlives a simulated process.
 pub(super) struct SimulatedMemory {
     memory: RefCell<Memory>,
+    /// What is made and not to be found yet.
+    unpublished: RefCell<Option<Buffer>>,
     token: Token,
 }
 
@@ -35,6 +37,7 @@ impl SimulatedMemory {
     pub(super) fn found(left_behind: Option<Vec<u8>>, token: Token) -> Self {
         Self {
             memory: RefCell::new(left_behind.map_or(Memory::None, Memory::Found)),
+            unpublished: RefCell::default(),
             token,
         }
     }
@@ -50,12 +53,18 @@ impl SimulatedMemory {
 }
 
 impl LastingMemory for SimulatedMemory {
-    fn make(&self, length: usize, head: &[u8]) -> io::Result<Buffer> {
+    fn make(&self, length: usize) -> io::Result<Buffer> {
         let buffer = Buffer::zeroed(length);
-        buffer.copy_from_slice(0, head);
-        *self.memory.borrow_mut() = Memory::Made(buffer.clone());
-        stored();
+        *self.unpublished.borrow_mut() = Some(buffer.clone());
         Ok(buffer)
+    }
+
+    fn publish(&self) -> io::Result<()> {
+        if let Some(buffer) = self.unpublished.take() {
+            *self.memory.borrow_mut() = Memory::Made(buffer);
+        }
+        stored();
+        Ok(())
     }
 
     fn remove(&self) {

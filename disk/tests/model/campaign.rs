@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, Once};
 use std::time::Instant;
 
+use super::faults::{Ended, Fault, KINDS, run_with};
 use super::generate::{Kind, generate};
 use super::machine::{Failure, Tally, run};
 use super::script::Script;
@@ -108,6 +109,73 @@ pub fn explore(
                     stop.store(true, Ordering::Relaxed);
                     if result.failure.as_ref().is_none_or(|other| other.seed > seed) {
                         result.failure = Some(Failed { seed, failure, script });
+                    }
+                }
+            }
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(work);
+        }
+    });
+    let mut result = result.into_inner().expect("not poisoned");
+    result.seconds = begin.elapsed().as_secs_f64();
+    result
+}
+
+/// A seed whose script did not hold with a fault.
+#[derive(Clone, Debug)]
+pub struct Broken {
+    pub seed: u64,
+    pub fault: Fault,
+    pub message: String,
+}
+
+/// What a campaign of faults has seen.
+#[derive(Debug, Default)]
+pub struct Faults {
+    pub tally: Tally,
+    pub runs: u64,
+    pub seconds: f64,
+    pub broken: Option<Broken>,
+}
+
+/// Fails each storage call of the scripts of these seeds in each way, one run each.
+pub fn fail_each_call(seeds: Range<u64>) -> Faults {
+    let begin = Instant::now();
+    let ways: Vec<(u64, usize, bool)> = seeds
+        .flat_map(|seed| (0..KINDS.len()).flat_map(move |kind| [false, true].map(|lasts| (seed, kind, lasts))))
+        .collect();
+    let next = AtomicU64::new(0);
+    let result = Mutex::new(Faults::default());
+    let work = || {
+        be_quiet();
+        while let Some(&(seed, kind, lasts)) = ways.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
+            let script = generate(seed, Kind::Faults);
+            let (name, kind) = KINDS[kind];
+            for skip in 0.. {
+                let fault = Fault {
+                    name,
+                    kind,
+                    lasts,
+                    skip,
+                };
+                let ended = run_with(&script, fault);
+                let mut result = result.lock().expect("not poisoned");
+                if result.broken.is_some() {
+                    return;
+                }
+                match ended {
+                    Ok(Ended::NotMet) => break,
+                    Ok(Ended::Held(tally)) => {
+                        result.tally.add(&tally);
+                        result.runs += 1;
+                    }
+                    Err(message) => {
+                        result.broken = Some(Broken { seed, fault, message });
+                        return;
                     }
                 }
             }

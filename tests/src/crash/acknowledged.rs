@@ -5,33 +5,24 @@ use std::collections::BTreeMap;
 /// The guest's account of its disk, over many boots.
 #[derive(Default)]
 pub(super) struct Acknowledged {
-    files: BTreeMap<String, Content>,
-    /// The last row that was committed.
-    rows: u64,
+    /// The version of each file that was acknowledged last; of the database, the last row.
+    versions: BTreeMap<String, u64>,
     /// Acknowledgements that were looked for and found.
     pub(super) verified: u64,
-}
-
-/// What a file may hold.
-#[derive(Default)]
-struct Content {
-    acknowledged: Option<String>,
-    /// Sums that were announced since.
-    begun: Vec<String>,
-    /// It is being changed in place: it may hold anything.
-    anything: bool,
 }
 
 /// One boot's account, line by line.
 #[derive(Default)]
 pub(super) struct Boot {
-    found: BTreeMap<String, String>,
-    database: Option<String>,
+    found: BTreeMap<String, u64>,
     /// The guest has told what it found.
     pub(super) worked: bool,
     /// Lines that count as progress.
     pub(super) events: usize,
 }
+
+/// The name of the database among the files.
+const DATABASE: &str = "db";
 
 impl Acknowledged {
     /// Takes account of a line of the guest's console.
@@ -39,35 +30,23 @@ impl Acknowledged {
     /// # Errors
     /// What was acknowledged and is not there.
     pub(super) fn take(&mut self, line: &str, boot: &mut Boot) -> Result<(), String> {
+        let number = |text: &str| text.parse::<u64>().map_err(|_| format!("the guest printed \"{line}\""));
         match line.split_whitespace().collect::<Vec<_>>()[..] {
-            ["SUM", file, sum] => {
-                boot.found.insert(file.to_owned(), sum.to_owned());
+            ["FOUND", file, version, "ok"] => {
+                boot.found.insert(file.to_owned(), number(version)?);
             }
-            ["DB", ..] => boot.database = Some(line.to_owned()),
+            ["FOUND", ..] => return Err(format!("a file is damaged: {line}")),
+            ["DB", ..] => {
+                let last = rows(line).ok_or_else(|| format!("the database is damaged: {line}"))?;
+                boot.found.insert(DATABASE.to_owned(), last);
+            }
             ["WORK"] => {
                 boot.worked = true;
                 boot.events += 1;
                 self.compare(boot)?;
             }
-            ["BEGIN", file] => {
-                self.file(file).anything = true;
-                boot.events += 1;
-            }
-            ["BEGIN", file, sum] => {
-                self.file(file).begun.push(sum.to_owned());
-                boot.events += 1;
-            }
-            ["ACK", "trim"] => boot.events += 1,
-            ["ACK", "db", last] => {
-                let last = last.parse().map_err(|_| format!("the guest printed \"{line}\""))?;
-                self.rows = last;
-                boot.events += 1;
-            }
-            ["ACK", file, sum] => {
-                *self.file(file) = Content {
-                    acknowledged: Some(sum.to_owned()),
-                    ..Content::default()
-                };
+            ["ACK", name, version] => {
+                self.versions.insert(name.to_owned(), number(version)?);
                 boot.events += 1;
             }
             _ if line.contains("FAILED") => return Err(line.to_owned()),
@@ -76,40 +55,21 @@ impl Acknowledged {
         Ok(())
     }
 
-    fn file(&mut self, name: &str) -> &mut Content {
-        self.files.entry(name.to_owned()).or_default()
-    }
-
     /// The guest has told all that it found.
     fn compare(&mut self, boot: &Boot) -> Result<(), String> {
-        for (name, content) in &mut self.files {
+        // A trim leaves nothing to be found.
+        self.versions.retain(|_, version| *version > 0);
+        for (name, acknowledged) in &self.versions {
             let found = boot.found.get(name);
-            let allowed = content.anything
-                || found.is_some_and(|found| content.begun.contains(found))
-                || found == content.acknowledged.as_ref();
-            if !allowed {
+            if found.is_none_or(|found| found < acknowledged) {
                 return Err(format!(
-                    "{name} has the sum {found:?}; acknowledged was {:?}, and begun since {:?}",
-                    content.acknowledged, content.begun
+                    "{name}: version {acknowledged} was acknowledged, and found was {found:?}"
                 ));
             }
-            self.verified += u64::from(content.acknowledged.is_some());
-            // From now on just this; a file that may hold anything is not looked at until it is acknowledged again.
-            content.acknowledged = found.cloned().filter(|_| !content.anything);
-            content.begun.clear();
+            self.verified += 1;
         }
-        let (last, found) = match &boot.database {
-            None => (0, "no database"),
-            Some(line) => (
-                rows(line).ok_or_else(|| format!("the database is damaged: {line}"))?,
-                line.as_str(),
-            ),
-        };
-        if last < self.rows {
-            return Err(format!("row {} was committed, and there is {found}", self.rows));
-        }
-        self.verified += u64::from(self.rows > 0);
-        self.rows = last;
+        // What was seen once must stay.
+        self.versions.clone_from(&boot.found);
         Ok(())
     }
 }
@@ -142,35 +102,25 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_what_was_acknowledged_or_begun_since() {
-        let first = ["WORK", "BEGIN a 1", "ACK a 1", "BEGIN a 2", "-- killed"];
+    fn a_file_has_the_version_that_was_acknowledged_or_a_later_one() {
         for (found, right) in [
-            ("SUM a 1", true),
-            ("SUM a 2", true),
-            ("SUM a 3", false),
-            ("SUM b 1", false),
+            ("FOUND a 2 ok", true),
+            ("FOUND a 3 ok", true),
+            ("FOUND a 1 ok", false),
+            ("FOUND a 2 damaged", false),
+            ("FOUND b 2 ok", false),
         ] {
-            let lines: Vec<_> = first.iter().copied().chain([found, "WORK"]).collect();
+            let lines = ["WORK", "ACK a 1", "ACK a 2", "ACK trim 0", "-- killed", found, "WORK"];
             assert_eq!(account(&lines).is_ok(), right, "{found}");
         }
     }
 
     #[test]
-    fn a_file_that_was_written_in_place_may_hold_anything_until_it_is_acknowledged() {
-        assert!(
-            account(&[
-                "WORK",
-                "ACK a 1",
-                "BEGIN a",
-                "-- killed",
-                "SUM a 9",
-                "WORK",
-                "-- killed",
-                "WORK"
-            ])
-            .is_ok()
-        );
-        assert!(account(&["WORK", "BEGIN a", "ACK a 1", "-- killed", "SUM a 9", "WORK"]).is_err());
+    fn what_was_found_once_stays() {
+        let found = ["WORK", "-- killed", "FOUND a 2 ok", "WORK", "-- killed"];
+        assert!(account(&[&found[..], &["FOUND a 2 ok", "WORK"]].concat()).is_ok());
+        assert!(account(&[&found[..], &["FOUND a 1 ok", "WORK"]].concat()).is_err());
+        assert!(account(&[&found[..], &["WORK"]].concat()).is_err());
     }
 
     #[test]

@@ -37,7 +37,7 @@ struct Parameters {
     /// None, a raw or a qcow2 file.
     backing: Option<&'static str>,
     snapshots: bool,
-    options: &'static str,
+    options: String,
 }
 
 /// An image in use.
@@ -80,13 +80,7 @@ impl<'a> Life<'a> {
             version2,
             backing: [None, None, Some("raw"), Some("qcow2")][random.random_range(0..4)],
             snapshots: random.random_ratio(1, 2),
-            options: [
-                ",discard=unmap",
-                ",discard=unmap",
-                "",
-                ",discard=unmap,detect-zeroes=unmap",
-                ",cache=none,discard=unmap",
-            ][random.random_range(0..5)],
+            options: some_options(&mut random),
         };
         let workload = Workload::new(parameters.cluster_size, Mix::FewFlushes);
         let mut life = Self {
@@ -233,14 +227,17 @@ impl<'a> Life<'a> {
             hypervisor: self.surroundings.hypervisor,
             kernel: self.surroundings.kernel,
             disk: &self.image,
-            options: self.parameters.options,
+            options: &self.parameters.options,
             failpoint: failpoint.clone(),
         };
         let mut session = Session::start(Arc::new(memory), &start)?;
         let read = session.wait_for(|progress| progress.read)?;
         if read {
+            // Stopped, the guest's waiting costs nothing.
+            session.stop()?;
             self.judge(&session, tally)?;
             session.memory.go()?;
+            session.go_on()?;
         }
         match plan {
             Plan::Clean => {}
@@ -378,6 +375,22 @@ impl<'a> Life<'a> {
         }
         Ok(())
     }
+}
+
+/// Options of the disk. A small metadata cache is made faster, and has slices come and go.
+fn some_options(random: &mut StdRng) -> String {
+    let mut one_of = |choices: &[&'static str]| choices[random.random_range(0..choices.len())];
+    [
+        one_of(&["", ",cache-size=256K", ",cache-size=1M"]),
+        one_of(&[
+            "",
+            ",discard=unmap",
+            ",discard=unmap",
+            ",discard=unmap,detect-zeroes=unmap",
+        ]),
+        one_of(&["", "", "", ",cache=none"]),
+    ]
+    .concat()
 }
 
 fn qemu_img(folder: &Path, arguments: &[&str]) -> Result<()> {

@@ -45,6 +45,17 @@ pub struct PowerCampaign<'a> {
     pub folder: &'a Path,
 }
 
+/// Whether this machine lets us mount a recording file system.
+///
+/// # Errors
+/// Why not.
+pub fn can_record() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let recorded = RecordedFile::mount(folder.path(), "empty", Vec::new(), Mark::default)?;
+    recorded.finish()?;
+    Ok(())
+}
+
 /// What came of the crash states of one hypervisor under one model.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Column {

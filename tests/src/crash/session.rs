@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::script::{GuestMemory, MEMORY_ARGUMENT, Progress};
 
@@ -198,6 +199,22 @@ impl Session {
             self.reaped = self.child.try_wait()?;
         }
         Ok(self.reaped.is_some())
+    }
+
+    /// Stops the process until [`Session::go_on`], if a failpoint has not ended it already.
+    pub(super) fn stop(&self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    pub(super) fn go_on(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        if self.reaped.is_none() {
+            kill_process(Pid::from_child(&self.child), signal).context("Cannot signal spindle")?;
+        }
+        Ok(())
     }
 
     pub(super) fn kill(&mut self) -> Result<()> {

@@ -219,15 +219,12 @@ impl DiskArgument {
         }
     }
 
-    /// The disk behind what slows it down or makes it fail, if anything does.
-    pub fn decorated(&self, mut disk: Arc<dyn Disk>) -> anyhow::Result<Arc<dyn Disk>> {
+    /// The disk behind what makes it fail, if anything does, and what slows it down.
+    pub fn decorated(&self, mut disk: Arc<dyn Disk>) -> Result<Arc<ThrottledDisk>, LimitError> {
         if !self.injections.is_empty() {
             disk = Arc::new(InjectingDisk::new(disk, &self.injections));
         }
-        if !self.limits.is_unlimited() {
-            disk = Arc::new(ThrottledDisk::new(disk, &self.limits)?);
-        }
-        Ok(disk)
+        Ok(Arc::new(ThrottledDisk::new(disk, &self.limits)?))
     }
 }
 

@@ -42,7 +42,7 @@ pub fn stream(bytes: &[u8]) {
         connection.set_readable();
         loop {
             match connection.next(&export, capabilities) {
-                Next::Job(job) => run(&disk, &mut connection, job),
+                Next::Job(job) => run(&disk, &mut connection, *job),
                 Next::Wait => break,
                 Next::Gone(_) => return,
             }
@@ -80,7 +80,7 @@ fn export() -> (Export, Capabilities) {
 }
 
 /// Runs a request to its end.
-fn run(disk: &MemoryDisk, connection: &mut Connection, mut job: Box<Job>) {
+fn run(disk: &MemoryDisk, connection: &mut Connection, mut job: Job) {
     while let Some(command) = job.next_command() {
         let outcome = Arc::new(Mutex::new(None));
         let slot = outcome.clone();

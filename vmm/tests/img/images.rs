@@ -30,9 +30,12 @@ pub const IMAGES: &[&str] = &[
     "short.qcow2",
 ];
 
+/// A change of an image: where, how many bytes, and what they become (big-endian).
+pub type Patch = (u64, usize, u64);
+
 /// Copies of `victim.qcow2`, each with a patch: where, how many bytes, what. Its tables: refcount table at 0x10000, its block at 0x20000 (16
 /// bits each), L1 at 0x30000, the L2 table at 0x40000, data from 0x50000 to 0x90000.
-pub const DAMAGED: &[(&str, &[(u64, usize, u64)])] = &[
+pub const DAMAGED: &[(&str, &[Patch])] = &[
     ("leak.qcow2", &[(0x20000 + 2 * 7, 2, 1), (0x40010, 8, 0)]),
     ("low.qcow2", &[(0x20000 + 2 * 6, 2, 0)]),
     ("high.qcow2", &[(0x20000 + 2 * 6, 2, 2)]),

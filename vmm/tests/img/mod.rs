@@ -199,8 +199,34 @@ fn files_equal(ours: &Path, theirs: &Path, files: &[&str]) -> Result<(), String>
     Ok(())
 }
 
+/// The version whose words and options the rows have; others print other lines here and there.
+const VERSION: &str = "qemu-img version 10.0.";
+
+/// The rows as this machine's qemu-img can judge them: another version by exit codes, JSON and results only.
+fn rows_for_this_qemu(rows: &[Row]) -> Vec<Row> {
+    let version = Command::new("qemu-img")
+        .arg("--version")
+        .output()
+        .expect("qemu-img runs");
+    if String::from_utf8_lossy(&version.stdout).starts_with(VERSION) {
+        return rows.to_vec();
+    }
+    // Short options that are new in version 10.
+    let is_new = |row: &Row| ["info -b", "map -s"].iter().any(|new| row.arguments.starts_with(new));
+    let lenient = |row: &Row| Row {
+        judge: match row.judge {
+            Judge::Text | Judge::Bench => Judge::Code,
+            Judge::Writes(files) => Judge::WritesSilently(files),
+            other => other,
+        },
+        ..*row
+    };
+    rows.iter().filter(|row| !is_new(row)).map(lenient).collect()
+}
+
 /// Judges all rows, several at a time. Panics with all that differs.
 pub fn judge_all(rows: &[Row]) {
+    let rows = &rows_for_this_qemu(rows)[..];
     let images = images::make();
     let next = std::sync::atomic::AtomicUsize::new(0);
     let failures = std::sync::Mutex::new(Vec::new());

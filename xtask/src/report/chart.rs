@@ -17,7 +17,12 @@ const WIDTH: u64 = 620;
 
 /// Bars on a scale of square roots, so that the rare ones can be seen beside the many.
 pub(super) fn bars(bars: &[Bar]) -> String {
-    let most = bars.iter().map(|bar| bar.random + bar.failpoint).max().unwrap_or(0).max(1);
+    let most = bars
+        .iter()
+        .map(|bar| bar.random + bar.failpoint)
+        .max()
+        .unwrap_or(0)
+        .max(1);
     let height = ROW * (bars.len() as u64 + 2);
     let mut svg = String::new();
     let _ = write!(
@@ -25,7 +30,10 @@ pub(super) fn bars(bars: &[Bar]) -> String {
         "<svg viewBox=\"0 0 {} {height}\" role=\"img\" aria-label=\"Kills by the last point passed\">",
         LABELS + WIDTH + 120
     );
-    let legend = [(LABELS, "failpoint", "exactly there, by failpoint"), (LABELS + 230, "random", "at a random moment behind it")];
+    let legend = [
+        (LABELS, "failpoint", "exactly there, by failpoint"),
+        (LABELS + 230, "random", "at a random moment behind it"),
+    ];
     for (x, class, text) in legend {
         let _ = write!(
             svg,
@@ -57,7 +65,12 @@ pub(super) fn bars(bars: &[Bar]) -> String {
             y + 1,
             length - fatal
         );
-        let _ = write!(svg, "<text x=\"{}\" y=\"{}\">{total}</text>", LABELS + length + 6, y + 12);
+        let _ = write!(
+            svg,
+            "<text x=\"{}\" y=\"{}\">{total}</text>",
+            LABELS + length + 6,
+            y + 12
+        );
     }
     svg.push_str("</svg>");
     svg

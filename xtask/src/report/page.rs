@@ -16,8 +16,13 @@ pre{white-space:pre-wrap;background:#f6f6f6;padding:.6rem;font-size:13px}p.note{
 
 /// The page of these parts: a name of a campaign, and its JSON.
 pub(super) fn render(parts: &[(&str, Value)]) -> String {
-    let mut page = String::from("<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>spindle: what survives</title>");
-    let _ = write!(page, "<style>{STYLE}</style></head><body><h1>spindle: what survives a crash</h1>");
+    let mut page = String::from(
+        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>spindle: what survives</title>",
+    );
+    let _ = write!(
+        page,
+        "<style>{STYLE}</style></head><body><h1>spindle: what survives a crash</h1>"
+    );
     page.push_str(
         "<p>K: after SIGKILL of the VMM, every write that the guest saw complete reads back. P: after a power loss of the host, all that \
          completed before the last completed flush reads back, and nothing shows that was not written there. After both the image \
@@ -38,13 +43,22 @@ pub(super) fn render(parts: &[(&str, Value)]) -> String {
 
 /// `text` as text of the page.
 pub(super) fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
 }
 
 fn runs(page: &mut String, parts: &[(&str, Value)]) {
     let rows = parts.iter().map(|(name, value)| {
         let run = &value["run"];
-        let either = |first: &str, second: &str| text(if run[first].is_null() { &run[second] } else { &run[first] });
+        let either = |first: &str, second: &str| {
+            text(if run[first].is_null() {
+                &run[second]
+            } else {
+                &run[first]
+            })
+        };
         vec![
             (*name).to_owned(),
             either("command", "command_line"),
@@ -55,7 +69,11 @@ fn runs(page: &mut String, parts: &[(&str, Value)]) {
             either("cpus", "threads"),
         ]
     });
-    table(page, &["campaign", "command", "date", "revision", "kernel", "CPU", "CPUs"], rows);
+    table(
+        page,
+        &["campaign", "command", "date", "revision", "kernel", "CPU", "CPUs"],
+        rows,
+    );
 }
 
 fn simulation(page: &mut String, value: &Value) {
@@ -66,20 +84,43 @@ fn simulation(page: &mut String, value: &Value) {
         let rows = kill
             .iter()
             .map(|(phase, states)| vec![phase.clone(), text(states), text(&power[phase])]);
-        table(page, &["phase of the crash", "states after a kill (K)", "states after a power loss (P)"], rows);
-        let _ = write!(page, "<p>{} crash states of {} seeds.</p>", text(&crashes["states"]), text(&crashes["seeds"]));
+        table(
+            page,
+            &[
+                "phase of the crash",
+                "states after a kill (K)",
+                "states after a power loss (P)",
+            ],
+            rows,
+        );
+        let _ = write!(
+            page,
+            "<p>{} crash states of {} seeds.</p>",
+            text(&crashes["states"]),
+            text(&crashes["seeds"])
+        );
     }
     if let Some(bugs) = value["planted_bugs"]["bugs"].as_array() {
         page.push_str("<h3>Bugs planted on purpose</h3>");
-        let rows = bugs
-            .iter()
-            .map(|bug| vec![text(&bug["place"]), text(&bug["what"]), text(&bug["caught"]), text(&bug["scripts"])]);
+        let rows = bugs.iter().map(|bug| {
+            vec![
+                text(&bug["place"]),
+                text(&bug["what"]),
+                text(&bug["caught"]),
+                text(&bug["scripts"]),
+            ]
+        });
         table(page, &["where", "what", "caught", "in scripts"], rows);
     }
     for part in ["lives", "crashes"] {
         if !value[part]["failure"].is_null() {
             let failure = &value[part]["failure"];
-            let _ = write!(page, "<p class=\"bad\">{part}, seed {}: {}</p>", text(&failure["seed"]), text(&failure["message"]));
+            let _ = write!(
+                page,
+                "<p class=\"bad\">{part}, seed {}: {}</p>",
+                text(&failure["seed"]),
+                text(&failure["message"])
+            );
             let _ = write!(page, "<pre>{}</pre>", text(&failure["test"]));
         }
     }
@@ -114,7 +155,9 @@ fn crash(page: &mut String, results: &Value) {
         [("recovery", "after a kill"), ("clean_open", "after a clean end")].map(|(key, label)| {
             let spread = &tally[key];
             let values = ["count", "median", "p99", "longest"].map(|name| number(&spread[name]));
-            std::iter::once(format!("{}, {label}", text(&tally["guest"]))).chain(values).collect()
+            std::iter::once(format!("{}, {label}", text(&tally["guest"])))
+                .chain(values)
+                .collect()
         })
     });
     table(page, &["", "measured", "median", "99 %", "longest"], times);
@@ -154,14 +197,23 @@ fn power(page: &mut String, results: &Value) {
         ("seconds", "seconds"),
     ];
     let mut head = vec![""];
-    head.extend(columns.iter().map(|column| column["hypervisor"].as_str().unwrap_or("?")));
+    head.extend(
+        columns
+            .iter()
+            .map(|column| column["hypervisor"].as_str().unwrap_or("?")),
+    );
     let rows = ROWS.iter().map(|(key, label)| {
         let values = columns.iter().map(|column| number(&column[*key]));
         std::iter::once((*label).to_owned()).chain(values).collect()
     });
     table(page, &head, rows);
     for column in columns {
-        let _ = write!(page, "<h3>{}, {}</h3>", text(&column["hypervisor"]), text(&column["model"]));
+        let _ = write!(
+            page,
+            "<h3>{}, {}</h3>",
+            text(&column["hypervisor"]),
+            text(&column["model"])
+        );
         failures(page, &column["failures"]);
     }
 }
@@ -233,11 +285,27 @@ mod tests {
             "failures": [{ "seed": 5, "place": "here", "what": "a < b" }],
         });
         let page = render(&[
-            ("simulate", json!({ "run": {}, "crashes": { "kill": { "write": 10 }, "power_loss": { "write": 20 } } })),
-            ("crash", json!({ "run": { "command": "crash --kills 7" }, "results": [tally] })),
-            ("power", json!({ "run": {}, "results": [{ "hypervisor": "QEMU", "model": "kill", "states": 9, "failures": [] }] })),
+            (
+                "simulate",
+                json!({ "run": {}, "crashes": { "kill": { "write": 10 }, "power_loss": { "write": 20 } } }),
+            ),
+            (
+                "crash",
+                json!({ "run": { "command": "crash --kills 7" }, "results": [tally] }),
+            ),
+            (
+                "power",
+                json!({ "run": {}, "results": [{ "hypervisor": "QEMU", "model": "kill", "states": 9, "failures": [] }] }),
+            ),
         ]);
-        for expected in ["crash --kills 7", "l2_update", "a &lt; b", "QEMU", "<td class=\"n\">20</td>", "Nothing failed."] {
+        for expected in [
+            "crash --kills 7",
+            "l2_update",
+            "a &lt; b",
+            "QEMU",
+            "<td class=\"n\">20</td>",
+            "Nothing failed.",
+        ] {
             assert!(page.contains(expected), "{expected}");
         }
         for forbidden in ["http:", "https:", "<script", "src=", "a < b"] {
