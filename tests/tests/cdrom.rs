@@ -244,7 +244,7 @@ fn judge_errors(output: &str) {
     for text in [
         "Sense Key : Medium Error",
         "Unrecovered read error",
-        "medium error, dev sr0",
+        "I/O error, dev sr0, sector",
     ] {
         assert!(log.contains(text), "{text}:\n{log}");
     }
