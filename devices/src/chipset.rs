@@ -118,7 +118,7 @@ impl CdRomConfig {
             medium,
             serial: format!("SPCD{:06}", index + 1),
             model: "spindle CD-ROM".to_owned(),
-            firmware: env!("CARGO_PKG_VERSION").to_owned(),
+            firmware: concat!(env!("CARGO_PKG_VERSION_MAJOR"), ".", env!("CARGO_PKG_VERSION_MINOR")).to_owned(),
         }
     }
 }
@@ -219,7 +219,8 @@ impl Chipset {
     }
 
     /// The IDE controller with its drives, in mid-command. Requests that are at the disks are part of the state, and are made
-    /// again when it is restored: let the disks finish them first, or throw this machine away with them.
+    /// again when it is restored: let the disks finish them first, or throw this machine away with them. Those that wait for
+    /// [`Chipset::resume`] still do then.
     pub fn save_ide(&self) -> SavedIde {
         self.ide.save()
     }
@@ -279,7 +280,7 @@ fn build_channels(
         .pci_line
         .clone()
         .unwrap_or_else(|| Arc::new(CountingLine::default()));
-    let [first, second] = SharedLine::split(pci);
+    let [first, second] = SharedLine::split(&pci);
     let [primary, secondary] = lines;
     let [first, second] = [(primary, first), (secondary, second)].map(|(isa, pci)| Lines { isa, pci });
     Ok([
@@ -299,7 +300,7 @@ fn build_cd_rom(config: &CdRomConfig, index: usize, accompanied: bool) -> Result
         accompanied,
     )
     .map_err(|source| ChipsetError::Identity { slot, source })?;
-    Ok(Drive::CdRom(CdRom::new(identity, config.medium.clone())))
+    Ok(Drive::CdRom(Box::new(CdRom::new(identity, config.medium.clone()))))
 }
 
 fn build_disk(config: &DriveConfig, index: usize, accompanied: bool) -> Result<Drive, ChipsetError> {
@@ -318,11 +319,11 @@ fn build_disk(config: &DriveConfig, index: usize, accompanied: bool) -> Result<D
         accompanied,
     )
     .map_err(|source| ChipsetError::Identity { slot, source })?;
-    Ok(Drive::Disk(ata::Drive::new(Setup {
+    Ok(Drive::Disk(Box::new(ata::Drive::new(Setup {
         identity: identity.with_compact_flash(config.compact_flash),
         disk: config.disk.clone(),
         non_volatile: config.non_volatile.clone(),
         error_policy: config.error_policy,
         clock: config.clock.clone(),
-    })))
+    }))))
 }

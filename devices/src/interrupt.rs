@@ -53,7 +53,7 @@ pub struct SharedLine {
 
 impl SharedLine {
     /// Two sources of one line.
-    pub fn split(line: Arc<dyn InterruptLine>) -> [Arc<dyn InterruptLine>; 2] {
+    pub fn split(line: &Arc<dyn InterruptLine>) -> [Arc<dyn InterruptLine>; 2] {
         let levels = Arc::new(Mutex::new(0));
         [0, 1].map(|source| -> Arc<dyn InterruptLine> {
             Arc::new(Self {

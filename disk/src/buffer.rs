@@ -224,8 +224,9 @@ impl Buffer {
         for segment in self.segments(range) {
             // SAFETY: both lie within memory that its owner keeps alive, and the copy's is new, so they do not overlap.
             unsafe {
-                std::ptr::copy_nonoverlapping(segment.start, copy.inner.segments[0].start.add(at), segment.length)
-            };
+                let target = copy.inner.segments[0].start.add(at);
+                std::ptr::copy_nonoverlapping(segment.start, target, segment.length);
+            }
             at += segment.length;
         }
         copy

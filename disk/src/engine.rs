@@ -78,6 +78,8 @@ pub struct Engine {
     doorbell: Arc<Doorbell>,
     readiness: Readiness,
     inbox: Arc<Inbox>,
+    /// Requests that are being taken out of the inbox; empty otherwise, kept for its memory.
+    taken: RefCell<VecDeque<(usize, Request)>>,
     /// Of all images and their backing files, by which their locks are given up.
     locked: RefCell<Vec<File>>,
     /// The host does not take what was started; said once, until it does again.
@@ -138,6 +140,7 @@ impl Engine {
             doorbell,
             readiness,
             inbox,
+            taken: RefCell::default(),
             locked: RefCell::default(),
             refused: Cell::new(false),
         })
@@ -207,6 +210,13 @@ impl Engine {
         let result = self.run_to_end(async move { resized.resize(size, may_shrink).await });
         handle.capacity.store(image.capacity(), Ordering::Release);
         result
+    }
+
+    /// Gives up all that a disk, which this engine opened, has of its own, so that its backing file shows everywhere. Complete means
+    /// durable. Blocks.
+    pub fn make_empty(&self, disk: &Arc<dyn Disk>) -> Result<(), DiskError> {
+        let (image, _) = self.find(disk).ok_or(DiskError::Closed)?;
+        self.run_to_end(async move { image.make_empty().await })
     }
 
     /// The image behind a handle of this engine.
@@ -296,7 +306,7 @@ impl Engine {
     /// from now on are dropped. Blocks.
     pub fn close(self) -> Result<(), CloseError> {
         let last = self.inbox.lock().take();
-        self.spawn_requests(last.unwrap_or_default());
+        self.start_requests(last.unwrap_or_default().into_iter());
         self.drain();
         let mut result = Ok(());
         for open in self.images.take() {
@@ -323,13 +333,18 @@ impl Engine {
     }
 
     fn take_requests(&self) -> bool {
-        let requests = self.inbox.lock().as_mut().map(std::mem::take).unwrap_or_default();
+        let mut requests = self.taken.take();
+        if let Some(waiting) = &mut *self.inbox.lock() {
+            // The queue gets the memory of the one before.
+            std::mem::swap(waiting, &mut requests);
+        }
         let progress = !requests.is_empty();
-        self.spawn_requests(requests);
+        self.start_requests(requests.drain(..));
+        self.taken.replace(requests);
         progress
     }
 
-    fn spawn_requests(&self, requests: VecDeque<(usize, Request)>) {
+    fn start_requests(&self, requests: impl Iterator<Item = (usize, Request)>) {
         for (index, Request { command, done }) in requests {
             let found = self.images.borrow().get(index).cloned();
             let Some(open) = found else {

@@ -144,6 +144,16 @@ impl Image {
         }
     }
 
+    /// Makes an overlay empty.
+    pub(crate) async fn make_empty(&self) -> Result<(), DiskError> {
+        match self {
+            Image::Raw(_) => Err(DiskError::Unsupported(
+                "a raw image cannot be made empty: nothing would show through",
+            )),
+            Image::Qcow2(image) => image.make_empty().await,
+        }
+    }
+
     fn with_snapshots(&self) -> Result<&Rc<Qcow2>, SnapshotError> {
         match self {
             Image::Raw(_) => Err(SnapshotError::Format),

@@ -38,6 +38,8 @@ mod engine;
 pub mod failpoint;
 #[doc(hidden)]
 pub mod five_steps;
+#[doc(hidden)]
+pub mod fuzzing;
 mod image;
 mod in_flight;
 mod inject;
@@ -45,6 +47,10 @@ mod lock;
 mod memory_disk;
 mod open;
 mod options;
+#[cfg(feature = "planted-bugs")]
+pub mod planted_bug;
+#[cfg(not(feature = "planted-bugs"))]
+mod planted_bug;
 mod qcow2;
 mod raw;
 mod readiness;
@@ -56,7 +62,7 @@ mod throttle;
 mod wait;
 mod workers;
 
-pub use at_rest::{ImageAtRest, MapEntry, NewImage, NewImageError, Place, RestOptions, is_zero};
+pub use at_rest::{ImageAtRest, LockedFile, MapEntry, NewImage, NewImageError, Place, RestOptions, is_zero};
 pub use block_status::{Extent, ExtentKind, Extents};
 pub use buffer::{Buffer, BufferError};
 pub use cache_file::CacheFileError;
@@ -68,6 +74,7 @@ pub use memory_disk::MemoryDisk;
 pub use open::{Format, OpenCause, OpenError, OpenOptions};
 pub use options::{CacheMode, CacheSize, CacheSizeError, DetectZeroes, Discard, OptionError};
 pub use qcow2::cache_memory::CacheError;
+pub use qcow2::change_backing::change_backing;
 pub use qcow2::check::Usage;
 pub use qcow2::compress::compress_cluster;
 pub use qcow2::create::CreateOptions;

@@ -72,6 +72,13 @@ impl MemoryDisk {
         true
     }
 
+    /// Forgets the `count` requests that wait longest, as if nobody were there any more to be told.
+    pub fn abandon(&self, count: usize) {
+        let mut state = self.lock();
+        let count = count.min(state.waiting.len());
+        state.waiting.drain(..count);
+    }
+
     /// Makes the next request that is completed (after those already told to) fail with `error`.
     pub fn fail_next(&self, error: DiskError) {
         self.lock().faults.push_back(error);

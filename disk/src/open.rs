@@ -10,18 +10,18 @@ use std::time::Duration;
 
 use rustix::fs::{AtFlags, OFlags, StatxFlags};
 
-use crate::DiskError;
 use crate::cache_file::{CacheFile, CacheFileError};
 use crate::disk::Corruption;
 use crate::image::Image;
 use crate::lock::{self, LockError};
 use crate::options::{CacheMode, CacheSize, DetectZeroes, Discard};
-use crate::qcow2::cache_memory::{CacheError, Identity};
+use crate::qcow2::cache_memory::{CacheError, Identity, LastingMemory};
 use crate::qcow2::header::{BackingReference, Header, HeaderError, MAGIC, MAX_LENGTH};
 use crate::qcow2::{self, CachePlan, Opening};
 use crate::raw::Raw;
 use crate::storage::{AlignedStorage, ImageFile, Storage, file_length};
 use crate::tasks::Tasks;
+use crate::{Buffer, DiskError};
 
 /// How long dirty metadata waits by default; as long as ext4's.
 const WRITE_BACK_AFTER: Duration = Duration::from_secs(5);
@@ -55,6 +55,9 @@ pub struct OpenOptions {
     pub detect_zeroes: DetectZeroes,
     /// The size of the metadata cache. By default as much as the image can use, and at most what 256 GiB with clusters of 64 KiB need.
     pub cache_size: Option<CacheSize>,
+    /// Keep the metadata cache in memory that ends with this process. A killed process then loses what was not flushed; it is there to
+    /// measure what the other way costs.
+    pub private_cache: bool,
     /// How long dirty metadata may wait for a flush before it is written back by itself.
     pub write_back_after: Duration,
     /// The id or name of an internal snapshot to read in place of what the disk holds now; only with `read_only`.
@@ -72,6 +75,7 @@ impl OpenOptions {
             discard: Discard::default(),
             detect_zeroes: DetectZeroes::default(),
             cache_size: None,
+            private_cache: false,
             write_back_after: WRITE_BACK_AFTER,
             snapshot: None,
         }
@@ -318,6 +322,12 @@ fn plan_cache(file: &File, header: &Header, options: &OpenOptions) -> Result<Cac
         }
         return Ok(private);
     };
+    if options.private_cache && !cache_file.exists() {
+        return Ok(CachePlan {
+            lasting: Some(Rc::new(OwnMemory)),
+            ..private
+        });
+    }
     let left_behind = match (cache_file.exists(), header.is_dirty()) {
         (false, _) => None,
         (true, true) => Some(cache_file.read().map_err(OpenCause::CacheFile)?),
@@ -340,6 +350,17 @@ fn plan_cache(file: &File, header: &Header, options: &OpenOptions) -> Result<Cac
         lasting: Some(Rc::new(cache_file)),
         ..private
     })
+}
+
+/// Memory that does not outlive this process.
+struct OwnMemory;
+
+impl LastingMemory for OwnMemory {
+    fn make(&self, length: usize) -> io::Result<Buffer> {
+        Ok(Buffer::zeroed(length))
+    }
+
+    fn remove(&self) {}
 }
 
 fn open_file(options: &OpenOptions, above: &mut Vec<(u64, u64)>) -> Result<File, OpenCause> {

@@ -4,14 +4,16 @@
 //! when metadata reaches the image file is decided in [`write_back`]; which requests wait for each other, in
 //! [`in_flight`](crate::in_flight). Everything below [`header`] and [`entry`] is pure: bytes in, structures out.
 
-mod cache;
+pub(crate) mod cache;
 pub(crate) mod cache_memory;
+pub(crate) mod change_backing;
 pub(crate) mod check;
 pub(crate) mod compress;
 mod compressed;
 mod counts;
 pub(crate) mod create;
 mod discard;
+mod empty;
 pub(crate) mod entry;
 pub(crate) mod findings;
 pub(crate) mod header;
@@ -32,7 +34,7 @@ pub(crate) mod resize;
 pub(crate) mod snapshot;
 mod snapshot_table;
 mod switch;
-mod token;
+pub(crate) mod token;
 mod tree;
 mod write;
 mod write_back;
@@ -56,6 +58,7 @@ use refcount::Refcounts;
 use snapshot_table::SnapshotRecord;
 use write_back::WriteBack;
 
+pub(crate) use open::of_image;
 pub(crate) use open::{CachePlan, Opening, check_left_behind, default_cache_bytes, open};
 
 /// An open qcow2 image.

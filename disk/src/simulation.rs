@@ -10,8 +10,8 @@ use std::error::Error;
 use std::rc::Rc;
 
 use async_executor::Task;
-use rand::SeedableRng;
 use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
 
 use crate::direct::{DirectRequests, Tell};
 use crate::image::Image;
@@ -176,13 +176,14 @@ impl Simulation {
     pub fn begin(setup: Setup) -> Result<Self, OpenCause> {
         let header = Header::parse(setup.platter.current())?;
         let tasks = Tasks::default();
-        let rng = SmallRng::seed_from_u64(setup.seed);
+        let mut rng = SmallRng::seed_from_u64(setup.seed);
+        let token = rng.random();
         let disk = SimulatedDisk::holding(setup.platter);
         let backing = open_below(&tasks, &disk, setup.below)?;
         let read_only = setup.snapshot.is_some();
         // Of an image that is not dirty, its cache is out of date.
         let left_behind = setup.left_behind.filter(|_| header.is_dirty());
-        let memory = Rc::new(SimulatedMemory::found(left_behind.clone()));
+        let memory = Rc::new(SimulatedMemory::found(left_behind.clone(), token));
         let opening = Opening {
             tasks: tasks.clone(),
             file: ImageFile::new(disk.clone()),
@@ -237,7 +238,7 @@ impl Simulation {
     /// Starts a command, as the engine does.
     pub fn submit(&self, command: Command) -> Outcome {
         let outcome = Outcome::default();
-        if let Err(error) = command.check(self.image().capacity(), false) {
+        if let Err(error) = command.check(self.capacity(), false) {
             outcome.set(Err(error.into()));
             return outcome;
         }
@@ -413,6 +414,14 @@ impl Simulation {
     /// What was seen then, once.
     pub fn seen(&self) -> Option<Instant> {
         memory::seen()
+    }
+}
+
+impl Drop for Simulation {
+    /// What is in flight names the image, and the image the disk.
+    fn drop(&mut self) {
+        self.tasks.abandon();
+        self.disk.abandon();
     }
 }
 

@@ -5,7 +5,8 @@
 //! allowed rate. A request that finds a bucket fuller than a burst may be waits until it has leaked that far; those that come after it wait behind it,
 //! since it has poured in its share already. So nobody starves, and a request larger than a bucket passes, too.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::delay::Delay;
@@ -239,6 +240,8 @@ impl Buckets {
 /// A disk whose requests wait where the limits say so.
 pub struct ThrottledDisk {
     disk: Arc<dyn Disk>,
+    /// Whether there are limits: a disk without any costs nothing.
+    limited: AtomicBool,
     buckets: Mutex<Buckets>,
     start: Instant,
     delay: Delay,
@@ -250,10 +253,23 @@ impl ThrottledDisk {
         limits.check()?;
         Ok(Self {
             disk: disk.clone(),
+            limited: AtomicBool::new(!limits.is_unlimited()),
             buckets: Mutex::new(Buckets::new(limits)),
             start: Instant::now(),
             delay: Delay::new(disk),
         })
+    }
+
+    /// Limits the disk so from now on. What waits already waits as long as it was to.
+    pub fn set_limits(&self, limits: &Limits) -> Result<(), LimitError> {
+        limits.check()?;
+        *self.lock() = Buckets::new(limits);
+        self.limited.store(!limits.is_unlimited(), Ordering::Release);
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Buckets> {
+        self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -271,10 +287,12 @@ impl Disk for ThrottledDisk {
     }
 
     fn submit(&self, request: Request) {
+        if !self.limited.load(Ordering::Acquire) {
+            self.disk.submit(request);
+            return;
+        }
         let now = self.start.elapsed();
-        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        let wait = buckets.take(now, &request.command);
-        drop(buckets);
+        let wait = self.lock().take(now, &request.command);
         self.delay.submit_after(wait, request);
     }
 }
@@ -333,6 +351,28 @@ mod tests {
     #[test]
     fn flushes_are_not_limited() {
         assert_eq!(last_of(&limits(&[("iops", "1")]), 1000, &Command::Flush), 0);
+    }
+
+    #[test]
+    fn limits_can_be_changed_and_taken_away() {
+        let inner = Arc::new(MemoryDisk::new(vec![0; 1024], false));
+        let disk = ThrottledDisk::new(inner.clone(), &Limits::default()).expect("no limits");
+        let submit = || {
+            disk.submit(Request {
+                command: read(512),
+                done: Box::new(|_| {}),
+            });
+        };
+        submit();
+        submit();
+        assert_eq!(inner.waiting(), 2);
+        disk.set_limits(&limits(&[("bps", "1")])).expect("a limit");
+        submit();
+        submit();
+        assert_eq!(inner.waiting(), 3, "the second is to wait for minutes");
+        disk.set_limits(&Limits::default()).expect("no limits");
+        submit();
+        assert_eq!(inner.waiting(), 4);
     }
 
     #[test]

@@ -21,11 +21,7 @@ fn engine_with_requests(directory: &Path, aio: Aio, format: Format) -> (Engine, 
         Format::Raw => std::fs::File::create(&path).and_then(|file| file.set_len(64 << 20)),
     }
     .expect("written");
-    let engine = Engine::new(EngineOptions {
-        aio,
-        ..EngineOptions::default()
-    })
-    .expect("an engine");
+    let engine = Engine::new(EngineOptions { aio }).expect("an engine");
     let disk = engine
         .open(&OpenOptions::new(&path, format))
         .unwrap_or_else(|error| panic!("{error}"));

@@ -1,9 +1,9 @@
 //! Resizing, between QEMU's tools and this engine; `qemu-img` is the judge.
 
-mod snapshot_session;
+mod session;
 
 use disk::{DiskError, ResizeError};
-use snapshot_session::Fixture;
+use session::fixture::Fixture;
 
 const SIZE: usize = 8 << 20;
 

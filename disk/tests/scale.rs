@@ -30,10 +30,10 @@ fn write_image(path: &Path) {
     let data_at = tables_at + tables * CLUSTER;
     for table in 0..tables {
         let at = tables_at + table * CLUSTER;
-        file.write_all_at(&(at | 1 << 63).to_be_bytes(), l1_at + table * 8)
+        file.write_all_at(&(at | (1 << 63)).to_be_bytes(), l1_at + table * 8)
             .expect("written");
         let first = data_at + table * entries_per_table * CLUSTER;
-        let entries = (0..entries_per_table).flat_map(|index| (first + index * CLUSTER | 1 << 63).to_be_bytes());
+        let entries = (0..entries_per_table).flat_map(|index| ((first + index * CLUSTER) | (1 << 63)).to_be_bytes());
         file.write_all_at(&entries.collect::<Vec<u8>>(), at).expect("written");
     }
     file.set_len(data_at + DISK_BYTES).expect("a sparse file");
@@ -79,11 +79,7 @@ fn child() {
         ..OpenOptions::new(path, Format::Qcow2)
     };
     let before = status("VmRSS");
-    let engine = Engine::new(EngineOptions {
-        aio: Aio::IoUring,
-        ..EngineOptions::default()
-    })
-    .expect("an engine");
+    let engine = Engine::new(EngineOptions { aio: Aio::IoUring }).expect("an engine");
     let disk = engine.open(&options).unwrap_or_else(|error| panic!("{error}"));
     // Each slice that is read is another one, nearly always: ten times as many as there are slots.
     read_at_random(&engine, &*disk, 20_000);

@@ -1,9 +1,9 @@
 //! Internal snapshots that go back and forth between QEMU's tools and this engine; `qemu-img` is the judge.
 
-mod snapshot_session;
+mod session;
 
 use disk::{DiskError, SnapshotError};
-use snapshot_session::{Fixture, open_error};
+use session::fixture::{Fixture, open_error};
 
 const SIZE: usize = 8 << 20;
 

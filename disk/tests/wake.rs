@@ -82,11 +82,7 @@ fn random_command(rng: &mut SmallRng, part: u64) -> Command {
 
 fn tiny_bursts_from_many_threads(aio: Aio, rounds: usize) {
     let directory = tempfile::tempdir().expect("a directory");
-    let engine = Engine::new(EngineOptions {
-        aio,
-        ..EngineOptions::default()
-    })
-    .expect("an engine");
+    let engine = Engine::new(EngineOptions { aio }).expect("an engine");
     let disk = engine
         .open(&image(directory.path()))
         .unwrap_or_else(|error| panic!("{error}"));
@@ -119,22 +115,18 @@ fn tiny_bursts_from_many_threads(aio: Aio, rounds: usize) {
 
 #[test]
 fn tiny_bursts_from_many_threads_are_all_answered_by_io_uring() {
-    tiny_bursts_from_many_threads(Aio::IoUring, 1500);
+    tiny_bursts_from_many_threads(Aio::IoUring, 500);
 }
 
 #[test]
 fn tiny_bursts_from_many_threads_are_all_answered_by_threads() {
-    tiny_bursts_from_many_threads(Aio::Threads, 1500);
+    tiny_bursts_from_many_threads(Aio::Threads, 500);
 }
 
 /// More requests at once than the ring has room for completions: the kernel keeps the rest until it is asked for them.
 fn one_great_burst(aio: Aio) {
     let directory = tempfile::tempdir().expect("a directory");
-    let engine = Engine::new(EngineOptions {
-        aio,
-        ..EngineOptions::default()
-    })
-    .expect("an engine");
+    let engine = Engine::new(EngineOptions { aio }).expect("an engine");
     let disk = engine
         .open(&image(directory.path()))
         .unwrap_or_else(|error| panic!("{error}"));

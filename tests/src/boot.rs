@@ -85,7 +85,7 @@ impl Boot {
     }
 
     fn kernel_line(&self) -> String {
-        let mut line = "console=ttyS0 nokaslr root=/dev/sda rw".to_owned();
+        let mut line = "console=ttyS0 nokaslr root=/dev/hda rw".to_owned();
         if self.quiet {
             line.push_str(" quiet");
         }

@@ -2,6 +2,8 @@
 
 pub mod cd_rom_argument;
 pub mod disk_argument;
+mod drive_options;
+pub mod img;
 pub mod nbd;
 pub mod run;
 
@@ -36,6 +38,9 @@ pub struct Cli {
 pub enum Command {
     /// Boot a kernel in a virtual machine
     Run(run::Arguments),
+    /// Create, inspect, check, convert and change disk images, as qemu-img does
+    #[command(disable_help_flag = true)]
+    Img(img::Arguments),
     /// Offer a disk image to NBD clients
     Nbd(nbd::Arguments),
 }

@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags};
 use crate::console::{Command, Console, Input, Output};
 use crate::exit_code::Ending;
 use crate::power::PowerSwitch;
+use crate::qmp_clients::Clients;
 use crate::signals::{Signals, Wish};
 use crate::vm::RunningVm;
 
@@ -22,6 +23,7 @@ pub fn run(
     signals: &Signals,
     power: &PowerSwitch,
     report: &dyn Fn(),
+    clients: Option<Clients<'_>>,
 ) -> anyhow::Result<()> {
     let mut manager: EventManager<Box<dyn MutEventSubscriber + '_>> =
         EventManager::new().context("Cannot make the event loop")?;
@@ -43,6 +45,9 @@ pub fn run(
         power,
         listening: Listening::No,
     }));
+    if let Some(clients) = clients {
+        manager.add_subscriber(Box::new(clients));
+    }
     while !power.is_off() {
         manager.run().context("The event loop failed")?;
     }
@@ -63,7 +68,7 @@ pub fn run_engine_until(engine: &Engine, is_idle: impl Fn() -> bool) -> anyhow::
 }
 
 /// Adds a descriptor. It only fails when a limit of the host is reached, and then the machine cannot run.
-fn listen(ops: &mut EventOps, fd: &impl AsRawFd, power: &PowerSwitch) {
+pub(crate) fn listen(ops: &mut EventOps, fd: &impl AsRawFd, power: &PowerSwitch) {
     if let Err(error) = ops.add(Events::new(fd, EventSet::IN)) {
         power.end(Ending::Failure(anyhow::anyhow!(
             "The event loop cannot wait on a descriptor: {error:?}"

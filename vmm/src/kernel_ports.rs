@@ -167,11 +167,9 @@ impl KernelPorts {
             self.metrics.latched(pass.apply(|write| self.apply(write)));
         }
         let Some(base) = self.base() else { return };
-        for channel in 0..2 {
-            for value in starts.take(channel) {
-                self.metrics.started();
-                self.bus.write(command_port(base, channel), 1, &[value]);
-            }
+        for (channel, value) in starts.take() {
+            self.metrics.started();
+            self.bus.write(command_port(base, channel), 1, &[value]);
         }
         drop(pass);
         self.follow_drives();

@@ -23,10 +23,13 @@
 //! cannot make this crate panic; what a guest does wrong is logged at level debug.
 
 pub mod acpi;
+pub mod announcer;
 pub mod boot;
 pub mod cli;
 pub mod console;
+pub mod control;
 pub mod cpuid;
+pub mod drives;
 pub mod event_loop;
 pub mod exit_code;
 pub mod exits;
@@ -42,6 +45,7 @@ pub mod milestones;
 pub mod nbd;
 pub mod power;
 pub mod qmp;
+pub mod qmp_clients;
 pub mod registers;
 pub mod signals;
 pub mod stops;

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use tracing::level_filters::LevelFilter;
-use vmm::cli::{Cli, Command, nbd, run};
+use vmm::cli::{Cli, Command, img, nbd, run};
 use vmm::console;
 use vmm::exit_code::Ending;
 
@@ -21,9 +21,10 @@ fn main() -> ExitCode {
         .with_ansi(io::stderr().is_terminal())
         .init();
     restore_terminal_on_panic();
-    match &cli.command {
-        Command::Run(arguments) => finish(&run::run(arguments, start)),
-        Command::Nbd(arguments) => match nbd::serve(arguments) {
+    match cli.command {
+        Command::Run(arguments) => finish(&run::run(&arguments, start)),
+        Command::Img(arguments) => img::run(arguments),
+        Command::Nbd(arguments) => match nbd::serve(&arguments) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => finish(&Ending::Failure(error)),
         },

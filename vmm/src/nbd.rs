@@ -26,6 +26,8 @@
 
 pub mod connection;
 mod finished;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod job;
 pub mod listener;
 pub mod server;

@@ -7,13 +7,36 @@
 //! paused, the guest's clock and its CPUs' time-stamp counters stand still, too (the vCPU's thread sees to its own), so
 //! that no driver's time-out runs meanwhile.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
+use devices::ide::error_policy::Stop;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::kick::VcpuThread;
+
+/// Why a machine is paused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// A drive's request waits, as its error policy says.
+    Drive(Stop),
+    /// Somebody asked for it.
+    Asked,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::Drive(Stop { slot, error, no_space }) => {
+                let hint = if *no_space { " (the host has no space left)" } else { "" };
+                write!(f, "disk {slot}: {error}{hint}")
+            }
+            Reason::Asked => f.write_str("as asked"),
+        }
+    }
+}
 
 /// Pauses and resumes all vCPUs of a machine. Shared between threads.
 pub struct Stops {
@@ -27,8 +50,10 @@ pub struct Stops {
 #[derive(Default)]
 struct State {
     threads: Vec<VcpuThread>,
-    /// Why the machine is paused, for people; not yet said.
-    unsaid: Vec<String>,
+    /// Why the machine is paused; the last reason counts.
+    reason: Option<Reason>,
+    /// Reasons that were not yet said.
+    unsaid: Vec<Reason>,
 }
 
 impl Stops {
@@ -49,8 +74,9 @@ impl Stops {
 
     /// Pauses the machine. Whoever waits for [`Stops::event`] says `reason`. Does not wait for the vCPUs, so it may be called
     /// with a device locked that they are about to lock.
-    pub fn pause(&self, reason: String) {
+    pub fn pause(&self, reason: Reason) {
         let mut state = self.lock();
+        state.reason = Some(reason.clone());
         state.unsaid.push(reason);
         // First the flag, then the kicks: a vCPU that was kicked looks at the flag.
         self.paused.store(true, Ordering::SeqCst);
@@ -63,10 +89,16 @@ impl Stops {
 
     /// Lets the vCPUs go on. Returns whether they were paused.
     pub fn resume(&self) -> bool {
-        let _state = self.lock();
+        let mut state = self.lock();
+        state.reason = None;
         let was_paused = self.paused.swap(false, Ordering::SeqCst);
         self.resumed.notify_all();
         was_paused
+    }
+
+    /// Why the machine is paused, if it is.
+    pub fn reason(&self) -> Option<Reason> {
+        self.lock().reason.clone()
     }
 
     /// Readable when [`Stops::take_reasons`] has something new.
@@ -75,7 +107,7 @@ impl Stops {
     }
 
     /// Why the machine was paused, each reason once.
-    pub fn take_reasons(&self) -> Vec<String> {
+    pub fn take_reasons(&self) -> Vec<Reason> {
         // Nothing to read is fine: then there is no news.
         let _ = self.wake.read();
         std::mem::take(&mut self.lock().unsaid)
@@ -115,9 +147,16 @@ mod tests {
     #[test]
     fn a_paused_machine_waits_says_why_once_and_goes_on() {
         let stops = Arc::new(Stops::new().expect("eventfd"));
-        stops.pause("disk hda: no space".to_owned());
+        let reason = Reason::Drive(Stop {
+            slot: "hda",
+            error: "no".to_owned(),
+            no_space: true,
+        });
+        assert_eq!(reason.to_string(), "disk hda: no (the host has no space left)");
+        stops.pause(reason.clone());
         assert!(stops.is_paused());
-        assert_eq!(stops.take_reasons(), ["disk hda: no space"]);
+        assert_eq!(stops.reason(), Some(reason.clone()));
+        assert_eq!(stops.take_reasons(), [reason]);
         assert!(stops.take_reasons().is_empty());
         let waiting = {
             let stops = stops.clone();
@@ -126,5 +165,6 @@ mod tests {
         assert!(stops.resume());
         waiting.join().expect("no panic");
         assert!(!stops.resume());
+        assert_eq!(stops.reason(), None);
     }
 }

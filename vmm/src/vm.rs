@@ -9,7 +9,6 @@ use devices::bus::PortBus;
 use devices::chipset::{Chipset, ChipsetConfig, Plugged};
 use devices::ide::cd_rom_handle::{ButtonOutcome, CdRomHandle, Medium, TrayLocked};
 use devices::ide::controller::IdeOptions;
-use devices::ide::error_policy::Stop;
 use devices::serial::{COM1_GSI, Serial};
 use disk::Disk;
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_pit_config};
@@ -17,7 +16,9 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::announcer::Announcer;
 use crate::boot::{Entry, Payload};
+use crate::cli::disk_argument::Slot;
 use crate::console::Output;
 use crate::exits::ExitOptions;
 use crate::interrupts::EdgeLine;
@@ -26,7 +27,8 @@ use crate::memory::{self, MemorySize, layout};
 use crate::metrics::Metrics;
 use crate::milestones::Milestones;
 use crate::power::PowerSwitch;
-use crate::stops::Stops;
+use crate::qmp::Event;
+use crate::stops::{Reason, Stops};
 use crate::vcpu::{RunningVcpus, Surroundings, Vcpu};
 use crate::{acpi, cpuid, kvm_memory, registers};
 
@@ -55,6 +57,8 @@ pub struct VmConfig {
     pub exits: ExitOptions,
     /// Counts what the machine does.
     pub metrics: Arc<Metrics>,
+    /// Whom to tell of what happens.
+    pub announcer: Arc<Announcer>,
 }
 
 /// A machine whose CPUs have not run yet. Fields are dropped in this order: CPUs, devices, then KVM's VM and its memory.
@@ -63,6 +67,7 @@ pub struct Vm {
     serial: Arc<Serial>,
     surroundings: Surroundings,
     ports_cell: PortsCell,
+    announcer: Arc<Announcer>,
     chipset: Chipset,
     fd: Arc<VmFd>,
     memory: GuestMemoryMmap,
@@ -77,6 +82,7 @@ pub struct RunningVm {
     /// The guest's clock when it was paused, in nanoseconds.
     clock: Cell<Option<u64>>,
     ports_cell: PortsCell,
+    announcer: Arc<Announcer>,
     chipset: Chipset,
     fd: Arc<VmFd>,
     _memory: GuestMemoryMmap,
@@ -125,7 +131,7 @@ impl Vm {
         kernel_ports::connect(&ports, &chipset, &ports_cell);
         let stops = Arc::new(Stops::new()?);
         let stopped = stops.clone();
-        chipset.observe_stops(Box::new(move |stop| stopped.pause(describe(stop))));
+        chipset.observe_stops(Box::new(move |stop| stopped.pause(Reason::Drive(stop.clone()))));
         let surroundings = Surroundings {
             ports,
             power: config.power,
@@ -139,6 +145,7 @@ impl Vm {
             serial,
             surroundings,
             ports_cell,
+            announcer: config.announcer,
             chipset,
             fd,
             memory,
@@ -154,6 +161,7 @@ impl Vm {
             stops: self.surroundings.stops,
             clock: Cell::new(None),
             ports_cell: self.ports_cell,
+            announcer: self.announcer,
             chipset: self.chipset,
             fd: self.fd,
             _memory: self.memory,
@@ -180,7 +188,23 @@ impl RunningVm {
     /// Says why the machine was paused, and stops the guest's clock.
     pub fn report_pause(&self) {
         for reason in self.stops.take_reasons() {
-            eprintln!("spindle: paused: {reason}. Once the cause is gone, SIGCONT or Ctrl-A c lets the guest go on.");
+            match reason {
+                Reason::Drive(stop) => {
+                    let reason = Reason::Drive(stop.clone());
+                    eprintln!(
+                        "spindle: paused: {reason}. Once the cause is gone, SIGCONT or Ctrl-A c lets the guest go on."
+                    );
+                    self.announcer.announce(Event::BlockIoError {
+                        device: stop.slot.to_owned(),
+                        // What failed on the host: a write of the guest may need a read of old content.
+                        write: !stop.error.starts_with("read "),
+                        no_space: stop.no_space,
+                        reason: stop.error,
+                    });
+                }
+                Reason::Asked => eprintln!("spindle: paused, as asked. SIGCONT or Ctrl-A c lets the guest go on."),
+            }
+            self.announcer.announce(Event::Stop);
         }
         if self.stops.is_paused() && self.clock.get().is_none() {
             match self.fd.get_clock() {
@@ -206,6 +230,7 @@ impl RunningVm {
             tracing::debug!(%error, "the guest's clock ran on");
         }
         eprintln!("spindle: going on");
+        self.announcer.announce(Event::Resume);
         // The requests first: one that fails again pauses a machine that runs, and is not lost.
         self.stops.resume();
         self.chipset.resume();
@@ -217,6 +242,11 @@ impl RunningVm {
     /// The CD-ROM drive in `slot` (0 is hda), if there is one.
     pub fn cd_rom(&self, slot: usize) -> Option<CdRomHandle> {
         self.chipset.cd_rom(slot)
+    }
+
+    /// The CD-ROM drive in the slot of this name, if there is one.
+    pub fn cd_rom_named(&self, slot: &str) -> Option<CdRomHandle> {
+        self.cd_rom(Slot::NAMES.iter().position(|name| *name == slot)?)
     }
 
     /// Puts a medium into the tray of a drive, in place of what lay there.
@@ -251,16 +281,6 @@ fn in_order(mut plugged: Plugged, ports: &PortsCell) -> Plugged {
         Plugged::CdRom(config) => config.medium = config.medium.take().map(|medium| medium.wrapped(wrap)),
     }
     plugged
-}
-
-/// Why a drive pauses the machine.
-fn describe(stop: &Stop) -> String {
-    let hint = if stop.no_space {
-        " (the host has no space left)"
-    } else {
-        ""
-    };
-    format!("disk {}: {}{hint}", stop.slot, stop.error)
 }
 
 /// Both 8259s, the I/O APIC, local APICs and the PIT live in the kernel.

@@ -10,7 +10,9 @@ use devices::piix4::power_management::{PM1A_CONTROL_PORT, SLEEP_TYPE_S5};
 use guest_images::bare_metal::libata::{self, Channel, Direction};
 use guest_images::bare_metal::{BareMetalGuest, ENTRY_ADDRESS, Mode, PowerOff};
 use iced_x86::IcedError;
-use iced_x86::code_asm::{CodeAssembler, CodeLabel, cr0, ds, dword_ptr, eax, edi, es, ptr, registers::ax, ss};
+use iced_x86::code_asm::{
+    CodeAssembler, CodeLabel, al, cr0, ds, dword_ptr, dx, eax, ecx, edi, edx, es, esi, ptr, registers::ax, ss,
+};
 use serde_json::Value;
 
 use spindle::{Outcome, Spindle};
@@ -148,7 +150,7 @@ fn a_dma_command_of_linux_takes_fourteen_exits() {
     }
 }
 
-/// Where CPU 1 begins: real mode, at the page that the start-up IPI names.
+/// Where the other CPUs begin: real mode, at the page that the start-up IPI names.
 const TRAMPOLINE: u32 = 0x8000;
 const LOCAL_APIC_ID: u32 = 0xfee0_0020;
 const LOCAL_APIC_COMMAND: u32 = 0xfee0_0300;
@@ -193,28 +195,32 @@ fn trampoline() -> Vec<u8> {
 const GDT_POINTER: usize = 0x50;
 const GDT: usize = 0x58;
 
-/// Splits the CPUs: CPU 0 starts the other one and goes on; CPU 1 comes the same way and goes to `second`.
-fn start_second_cpu(guest: &mut BareMetalGuest, second: CodeLabel) -> Result<(), IcedError> {
+/// Splits the CPUs: CPU 0 starts the others and goes on; they come the same way, and CPU 1 goes to `second`, CPU 2 to `third`.
+fn start_other_cpus(guest: &mut BareMetalGuest, second: CodeLabel, third: CodeLabel) -> Result<(), IcedError> {
     let assembler = guest.assembler();
     assembler.mov(edi, LOCAL_APIC_ID)?;
     assembler.mov(eax, dword_ptr(edi))?;
     assembler.shr(eax, 24)?;
-    assembler.jne(second)?;
+    assembler.cmp(eax, 1)?;
+    assembler.je(second)?;
+    assembler.cmp(eax, 2)?;
+    assembler.je(third)?;
     guest.store32(DONE, 0)?;
     for (address, word) in (TRAMPOLINE..).step_by(4).zip(trampoline().chunks_exact(4)) {
         guest.store32(address, u32::from_le_bytes(word.try_into().expect("four bytes")))?;
     }
-    // To APIC id 1: INIT, then start-up at the trampoline's page (Intel SDM volume 3, "Interrupt Command Register").
-    guest.store32(LOCAL_APIC_COMMAND + 0x10, 1 << 24)?;
-    guest.store32(LOCAL_APIC_COMMAND, 0x4500)?;
-    guest.store32(LOCAL_APIC_COMMAND, 0x4600 | TRAMPOLINE >> 12)
+    // To all others: INIT, then start-up at the trampoline's page (Intel SDM volume 3, "Interrupt Command Register").
+    const ALL_OTHERS: u32 = 0b11 << 18;
+    guest.store32(LOCAL_APIC_COMMAND, ALL_OTHERS | 0x4500)?;
+    guest.store32(LOCAL_APIC_COMMAND, ALL_OTHERS | 0x4600 | TRAMPOLINE >> 12)
 }
 
 #[test]
-fn two_cpus_on_two_channels_do_not_disturb_each_other() {
+fn cpus_on_two_channels_do_not_disturb_each_other() {
     let image = guest(|guest| {
         let mut second = guest.assembler().create_label();
-        start_second_cpu(guest, second)?;
+        let mut third = guest.assembler().create_label();
+        start_other_cpus(guest, second, third)?;
         write_and_read_back(guest, PRIMARY, 2 * COMMANDS)?;
         let mut wait = guest.assembler().create_label();
         let assembler = guest.assembler();
@@ -230,7 +236,18 @@ fn two_cpus_on_two_channels_do_not_disturb_each_other() {
         guest.assembler().nop()?;
         write_and_read_back(guest, SECONDARY, 2 * COMMANDS)?;
         guest.store32(DONE, 1)?;
-        guest.stop()
+        guest.stop()?;
+
+        // CPU 2 makes others' writes be applied, by exits that have nothing to do with disks.
+        guest.assembler().set_label(&mut third)?;
+        guest.assembler().nop()?;
+        let mut again = guest.assembler().create_label();
+        guest.assembler().set_label(&mut again)?;
+        guest.out8(0x70, 0x0a)?;
+        let assembler = guest.assembler();
+        assembler.mov(edx, 0x71)?;
+        assembler.in_(al, dx)?;
+        assembler.jmp(again)
     });
     for options in EXIT_OPTIONS {
         let (hda, hdc) = (spindle::qcow2(16 << 20), spindle::qcow2(16 << 20));
@@ -238,7 +255,7 @@ fn two_cpus_on_two_channels_do_not_disturb_each_other() {
 
         let outcome = Spindle::new(&image)
             .disk(hda.path())
-            .arguments(&["--disk", &secondary, "--cpus", "2", "--exits", options])
+            .arguments(&["--disk", &secondary, "--cpus", "3", "--exits", options])
             .run();
 
         passed(&outcome);
@@ -337,6 +354,73 @@ fn latched_writes_read_back() {
 
         passed(&outcome);
     }
+}
+
+/// PIO: a `rep ins` leaves the kernel once for as much as KVM hands over, and not once for each word.
+#[test]
+fn a_string_instruction_is_taken_as_a_slice() {
+    const WORDS: u32 = 256;
+    let image = guest(|guest| {
+        write_and_read_back(guest, PRIMARY, 1)?;
+        libata::repeat(guest, Channel::PRIMARY, COMMANDS, |guest| {
+            guest.fill32(PRIMARY.buffer, WORDS / 2, 0, 0)?;
+            pio_command(guest, 0x20, SECTORS as u8)?;
+            let assembler = guest.assembler();
+            assembler.mov(edx, 0x1f0)?;
+            assembler.mov(edi, PRIMARY.buffer)?;
+            assembler.mov(ecx, WORDS)?;
+            assembler.cld()?;
+            assembler.rep().insw()?;
+            guest.expect8(0x1f7, 0xff, 0x50, "the status after PIO")?;
+            guest.expect_equal32(PRIMARY.pattern, PRIMARY.buffer, WORDS / 2, "what was read by PIO")
+        })?;
+        // And the other way, which KVM hands over word by word.
+        pio_command(guest, 0x30, PIO_WRITE_AT)?;
+        let assembler = guest.assembler();
+        assembler.mov(edx, 0x1f0)?;
+        assembler.mov(esi, PRIMARY.pattern)?;
+        assembler.mov(ecx, WORDS)?;
+        assembler.rep().outsw()?;
+        guest.poll8(0x3f6, 0x80, 0)?;
+        guest.expect8(0x1f7, 0xff, 0x50, "the status after a PIO write")?;
+        guest.print("OK\n")?;
+        guest.power_off()
+    });
+    let disk = spindle::qcow2(16 << 20);
+    let metrics = disk.path().with_file_name("metrics.json");
+
+    let outcome = Spindle::new(&image)
+        .disk(disk.path())
+        .arguments(&["--metrics", metrics.to_str().expect("a plain name")])
+        .run();
+
+    passed(&outcome);
+    let exits = port_exits(&metrics);
+    let reads = exits[&("0x1f0".to_owned(), "in".to_owned())];
+    assert!(
+        reads < u64::from(COMMANDS * WORDS / 16),
+        "{reads} exits for {COMMANDS} sectors"
+    );
+    let written = spindle::contents(disk.path(), usize::from(PIO_WRITE_AT) * 512, 512);
+    let sector = spindle::contents(disk.path(), usize::from(SECTORS) * 512, 512);
+    assert_eq!(written, sector);
+}
+
+const PIO_WRITE_AT: u8 = 0x80;
+
+/// A PIO command for one sector, up to the point where its data can be moved.
+fn pio_command(guest: &mut BareMetalGuest, opcode: u8, lba: u8) -> Result<(), IcedError> {
+    for (port, value) in [
+        (0x1f2, 1),
+        (0x1f3, lba),
+        (0x1f4, 0),
+        (0x1f5, 0),
+        (0x1f6, 0xe0),
+        (0x1f7, opcode),
+    ] {
+        guest.out8(port, value)?;
+    }
+    guest.poll8(0x3f6, 0x88, 0x08)
 }
 
 #[test]

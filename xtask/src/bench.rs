@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: how fast, next to QEMU on the same machine.
 
+mod disk;
 mod ide;
 
 use std::process::ExitCode;
@@ -15,12 +16,14 @@ pub struct Options {
 
 #[derive(clap::Subcommand)]
 enum What {
+    Disk(disk::Options),
     Ide(ide::Options),
 }
 
 /// Measures.
 pub fn bench(options: &Options) -> Result<ExitCode> {
     match &options.what {
+        What::Disk(options) => disk::bench(options),
         What::Ide(options) => ide::bench(options),
     }
 }

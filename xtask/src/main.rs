@@ -3,6 +3,7 @@
 mod bench;
 mod boot;
 mod crash;
+mod fuzz;
 mod nested;
 mod power;
 mod progress;
@@ -26,6 +27,7 @@ enum Chore {
     Setup(setup::Options),
     Nested(nested::Options),
     Simulate(simulate::Options),
+    Fuzz(fuzz::Options),
     Crash(crash::Options),
     Power(power::Options),
     Report(report::Options),
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         Chore::Setup(options) => setup::setup(&options).map(|()| ExitCode::SUCCESS),
         Chore::Nested(options) => nested::nested(&options),
         Chore::Simulate(options) => simulate::simulate(&options),
+        Chore::Fuzz(options) => fuzz::fuzz(&options),
         Chore::Crash(options) => crash::crash(&options),
         Chore::Power(options) => power::power(&options),
         Chore::Report(options) => report::report(&options),

@@ -3,6 +3,7 @@
 mod dma;
 mod ports;
 mod saved;
+mod task_file;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -15,15 +16,12 @@ use super::bus_master::{BusMaster, Event, Status as BusMasterStatus};
 use super::drive::{Drive, Step};
 use super::error_policy::{Stop, StopObserver};
 use super::kernel_ports::DmaState;
-use super::registers::{DEVICE_DEV, DeviceControl, Status, offset};
+use super::registers::DeviceControl;
 use crate::interrupt::InterruptLine;
 
 pub(super) use self::ports::{BusMasterPorts, CommandBlock, ControlBlock};
 pub use self::saved::ChannelStateError;
 pub(super) use self::saved::SavedChannel;
-
-/// EXECUTE DEVICE DIAGNOSTIC, which both drives execute, whichever is selected.
-const EXECUTE_DEVICE_DIAGNOSTIC: u8 = 0x90;
 
 /// What a register of a device that is not there reads as: the cable's pull-down resistor holds DD7 low, so that
 /// nobody mistakes the floating bus for a busy drive (ATA/ATAPI-6, 4.3 and 9.16.2).
@@ -270,108 +268,20 @@ impl State {
         self.selected().is_some_and(|drive| drive.engaged())
     }
 
-    fn read_register(&mut self, register: u16) -> u8 {
-        let hob = self.control.contains(DeviceControl::HOB);
-        let absent = self.drives[self.selected].is_none();
-        if register == offset::STATUS_COMMAND
-            && let Some(drive) = self.selected()
-        {
-            drive.acknowledge();
-        }
-        match (register, self.responder()) {
-            (_, None) => NOBODY,
-            // A packet device does not lend its registers: its signature would be taken for that of a second one
-            // (ATA/ATAPI-6, table 18).
-            (_, Some(drive)) if absent && drive.is_packet_device() => 0,
-            (offset::STATUS_COMMAND | offset::ERROR_FEATURES, Some(_)) if absent => 0,
-            (offset::STATUS_COMMAND, Some(drive)) => drive.status().bits(),
-            // A busy drive shows its status in every register, as drives do (ATA/ATAPI-6, 7.15.6.1).
-            (_, Some(drive)) if !absent && drive.status().contains(Status::BSY) => drive.status().bits(),
-            (offset::ERROR_FEATURES, Some(drive)) => drive.error(),
-            (offset::DEVICE, Some(drive)) => {
-                let device = drive.registers().read(register, hob) & !DEVICE_DEV;
-                device | if self.selected == 1 { DEVICE_DEV } else { 0 }
-            }
-            (_, Some(drive)) => drive.registers().read(register, hob),
-        }
-    }
-
-    /// The alternate status register: status without acknowledging the interrupt.
-    fn alternate_status(&self) -> u8 {
-        match (&self.drives[self.selected], self.responder()) {
-            (Some(drive), _) => drive.status().bits(),
-            (None, Some(_)) => 0,
-            (None, None) => NOBODY,
-        }
-    }
-
-    /// A write to the command block, but for the data register. Both drives take it; only the selected one has to be
-    /// at rest (ATA/ATAPI-6, 7.2: the registers shall not be written while BSY or DRQ is set; it is ignored here).
-    fn write_register(&mut self, register: u16, value: u8) -> Step {
-        self.control.remove(DeviceControl::HOB);
-        if register == offset::STATUS_COMMAND {
-            return self.command(value);
-        }
-        if self.engaged() {
-            return None;
-        }
-        for drive in self.drives.iter_mut().flatten() {
-            if !drive.engaged() {
-                drive.registers_mut().write(register, value);
-            }
-        }
-        if register == offset::DEVICE {
-            self.selected = usize::from(value & DEVICE_DEV != 0);
-        }
-        None
-    }
-
-    fn command(&mut self, opcode: u8) -> Step {
-        if opcode == EXECUTE_DEVICE_DIAGNOSTIC && !self.engaged() {
-            self.diagnose();
-            return None;
-        }
-        self.selected()?.execute(opcode)
-    }
-
-    /// EXECUTE DEVICE DIAGNOSTIC: device 0 reports for both, and is selected (ATA/ATAPI-6, 8.11 and 9.11).
-    fn diagnose(&mut self) {
-        for (index, drive) in self.drives.iter_mut().enumerate() {
-            if let Some(drive) = drive {
-                drive.diagnose(index == 0);
-            }
-        }
-        self.selected = 0;
-    }
-
-    fn write_control(&mut self, value: u8) {
-        let before = std::mem::replace(&mut self.control, DeviceControl::from_bits_truncate(value));
-        let (was, is) = (
-            before.contains(DeviceControl::SRST),
-            self.control.contains(DeviceControl::SRST),
-        );
-        if was == is {
-            return;
-        }
-        for drive in self.drives.iter_mut().flatten() {
-            if is {
-                drive.hold_reset();
-            } else {
-                drive.release_reset();
-            }
-        }
-        self.selected = 0;
-    }
-
     fn line(&self) -> &Arc<dyn InterruptLine> {
         if self.native { &self.lines.pci } else { &self.lines.isa }
+    }
+
+    /// Whether the line is to be high.
+    fn level(&self) -> bool {
+        let wanted = self.drives[self.selected].as_ref().is_some_and(Drive::interrupt);
+        wanted && !self.control.contains(DeviceControl::NIEN)
     }
 
     /// Brings the interrupt line to its level: the selected drive's INTRQ, unless nIEN holds it back. Nothing is lost
     /// by that: when nIEN goes, or the drive is selected, the line rises.
     fn drive_line(&mut self) {
-        let wanted = self.drives[self.selected].as_ref().is_some_and(Drive::interrupt);
-        let level = wanted && !self.control.contains(DeviceControl::NIEN);
+        let level = self.level();
         if level && !self.asserted {
             // The bus master sees the rise of the wire, whatever the command was (BMIDE 1.0, 2.1).
             self.bus_master.status.insert(BusMasterStatus::INTERRUPT);

@@ -61,9 +61,9 @@ pub enum DriveStateError {
 /// A drive on a cable.
 pub(crate) enum Drive {
     /// An ATA disk.
-    Disk(ata::Drive),
+    Disk(Box<ata::Drive>),
     /// An ATAPI CD-ROM.
-    CdRom(CdRom),
+    CdRom(Box<CdRom>),
 }
 
 /// Calls the same method of whichever drive it is.

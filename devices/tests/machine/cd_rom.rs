@@ -7,4 +7,5 @@ mod errors;
 mod media;
 mod mode;
 mod protocol;
+mod random;
 mod reading;

@@ -48,7 +48,10 @@ fn set_features_shows_in_identify() {
     drive.set_features(0x03, 0x21).expect("MWDMA 1");
     assert_eq!((drive.identify()[63] >> 8, drive.identify()[88] >> 8), (2, 0));
     drive.set_features(0x03, 0x0c).expect("PIO 4");
-    for bad in [0x0d, 0x02, 0x23, 0x46, 0x80, 0xff] {
+    drive.set_features(0x03, 0x12).expect("single word DMA 2");
+    let words = drive.identify();
+    assert_eq!((words[62], words[63] >> 8, words[88] >> 8), (0x0407, 0, 0));
+    for bad in [0x0d, 0x02, 0x13, 0x23, 0x46, 0x80, 0xff] {
         assert_eq!(
             drive.set_features(0x03, bad).map_err(|failed| failed.error),
             Err(ABRT),
@@ -60,6 +63,70 @@ fn set_features_shows_in_identify() {
     drive.set_features(0x05, 0x80).expect("power management");
     assert_eq!((drive.identify()[86] & 8, drive.identify()[91]), (8, 0x80));
     assert_eq!(drive.set_features(0x77, 0).map_err(|failed| failed.error), Err(ABRT));
+}
+
+#[test]
+fn acoustic_management_and_reverting_are_remembered() {
+    let machine = Machine::new(&[0]);
+    let drive = machine.drive(0);
+    drive.set_features(0x42, 0x80).expect("acoustic management");
+    let words = drive.identify();
+    assert_eq!((words[86] & 0x200, words[94]), (0x200, 0x80));
+    drive.set_features(0xc2, 0).expect("off");
+    assert_eq!(drive.identify()[86] & 0x200, 0);
+    drive.set_features(0x85, 0).expect("power management off");
+    for bad in [0x00, 0xff] {
+        assert_eq!(drive.set_features(0x05, bad).map_err(|failed| failed.error), Err(ABRT));
+    }
+    drive.set_features(0xcc, 0).expect("revert");
+    drive.set_features(0x66, 0).expect("do not revert");
+    drive.set_features(0x55, 0).expect("read-ahead off");
+    drive.software_reset();
+    assert_eq!(drive.identify()[85] & 0x40, 0);
+}
+
+#[test]
+fn zeros_after_trim_are_promised_only_where_they_come() {
+    let machine = Machine::new(&[0]);
+    assert_eq!(machine.drive(0).identify()[69] & 0x4020, 0x4020, "a disk in memory");
+    let machine = Machine::with_drives(&[0], |_, config| {
+        config.disk = Arc::new(Promises(config.disk.clone()));
+    });
+    let words = machine.drive(0).identify();
+    assert_eq!((words[69], words[169]), (0, 1), "TRIM, and no promise");
+}
+
+/// A disk that promises nothing.
+struct Promises(Arc<dyn disk::Disk>);
+
+impl disk::Disk for Promises {
+    fn capacity(&self) -> u64 {
+        self.0.capacity()
+    }
+
+    fn read_only(&self) -> bool {
+        self.0.read_only()
+    }
+
+    fn submit(&self, request: disk::Request) {
+        self.0.submit(request);
+    }
+}
+
+#[test]
+fn strings_and_name_are_what_the_user_chose() {
+    let machine = Machine::with_drives(&[0], |_, config| {
+        config.serial = "S-77".to_owned();
+        config.model = "A model of forty characters, which fits.".to_owned();
+        config.firmware = "1.2.3.4x".to_owned();
+        config.world_wide_name = Some(0x5000_c500_a1b2_c3d4);
+    });
+    let words = machine.drive(0).identify();
+    assert_eq!(text(&words[10..20]), "S-77");
+    assert_eq!(text(&words[27..47]), "A model of forty characters, which fits.");
+    assert_eq!(text(&words[23..27]), "1.2.3.4x");
+    assert_eq!(words[108..112], [0x5000, 0xc500, 0xa1b2, 0xc3d4]);
+    assert_eq!((words[84] & 0x100, words[87] & 0x100), (0x100, 0x100));
 }
 
 #[test]

@@ -4,7 +4,8 @@ use disk::DiskError;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::driver::{
-    ABRT, Ata, BM_ACTIVE, BM_ERROR, BM_INTERRUPT, BSY, Command, DATA, IDNF, Machine, READY, SECTORS, TABLE, pattern,
+    ABRT, Ata, BM_ACTIVE, BM_ERROR, BM_INTERRUPT, BSY, Command, DATA, ICRC, IDNF, Machine, READY, SECTORS, TABLE,
+    pattern,
 };
 
 fn fresh(sectors: usize) -> Vec<u8> {
@@ -279,6 +280,55 @@ fn stopping_in_mid_transfer_aborts_when_the_disk_is_done() {
     let failed = drive.finish_dma(&command).expect_err("stopped");
     assert_eq!(failed.error, ABRT);
     assert_eq!(drive.dma_read(&Command::at(0xc8, 3, 1), 1), Ok(pattern(0, 3, 1)));
+}
+
+#[test]
+fn an_ultra_dma_burst_that_is_broken_off_is_a_crc_error() {
+    let machine = Machine::new(&[0]);
+    let drive = machine.drive(0);
+    drive.set_features(0x03, 0x42).expect("UDMA 2");
+    // Stopped in mid-transfer.
+    let command = issue_read(&drive, 1, &[(DATA, 512)]);
+    machine.outb(drive.bus_master, 0x08);
+    machine.settle();
+    assert_eq!(
+        drive.finish_dma(&command).map_err(|failed| failed.error),
+        Err(ICRC | ABRT)
+    );
+    // And by memory that is not there, which the bus master tells, too.
+    let command = issue_read(&drive, 1, &[(crate::driver::MEMORY as u32, 512)]);
+    assert_eq!(drive.bus_master_status() & BM_ERROR, BM_ERROR);
+    assert_eq!(
+        drive.finish_dma(&command).map_err(|failed| failed.error),
+        Err(ICRC | ABRT)
+    );
+    let data = drive
+        .pio_read(&Command::at(0xb0, 0xc2_4f00, 1).features(0xd0), 1, 1)
+        .expect("SMART READ DATA");
+    let crc_errors = data[2..362].chunks_exact(12).find(|entry| entry[0] == 199);
+    assert_eq!(crc_errors.map(|entry| entry[5]), Some(2));
+}
+
+#[test]
+fn a_reset_in_mid_transfer_leaves_memory_alone_once_it_is_over() {
+    let machine = Machine::new(&[0]);
+    let drive = machine.drive(0);
+    issue_read(&drive, 4, &[(DATA, 4 * 512)]);
+    drive.software_reset();
+    machine.outb(drive.bus_master, 0);
+    assert_eq!(drive.alternate_status() & BSY, BSY, "the read is still on its way");
+    machine.settle();
+    assert_eq!(drive.status(), READY);
+    machine.put(DATA, &[0x11; 4 * 512]);
+    machine.settle();
+    assert_eq!(machine.get(DATA, 4 * 512), [0x11; 4 * 512]);
+    // The same with RST#.
+    issue_read(&drive, 4, &[(DATA, 4 * 512)]);
+    machine.chipset.reset_ide();
+    assert_eq!(drive.alternate_status() & BSY, BSY);
+    assert_eq!(machine.inb(drive.bus_master), 0);
+    machine.settle();
+    assert_eq!(drive.status(), READY);
 }
 
 #[test]

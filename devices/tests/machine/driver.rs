@@ -86,17 +86,17 @@ impl Machine {
     }
 
     pub fn with_disks(disks: [Option<Arc<MemoryDisk>>; 4]) -> Self {
-        Self::configured(disks, IdeOptions::default(), |_, _| {})
+        Self::configured(disks, &IdeOptions::default(), |_, _| {})
     }
 
     /// Disks like [`Machine::new`]'s in these slots, and drives that `change` makes others of.
     pub fn with_drives(slots: &[usize], change: impl Fn(usize, &mut DriveConfig)) -> Self {
-        Self::configured(Self::new(slots).disks, IdeOptions::default(), change)
+        Self::configured(Self::new(slots).disks, &IdeOptions::default(), change)
     }
 
     pub fn configured(
         disks: [Option<Arc<MemoryDisk>>; 4],
-        ide: IdeOptions,
+        ide: &IdeOptions,
         change: impl Fn(usize, &mut DriveConfig),
     ) -> Self {
         let clock = Arc::new(ManualClock::default());
@@ -111,20 +111,20 @@ impl Machine {
 
     /// Any drives, over these disks.
     pub fn with_plugged(plugged: [Option<Plugged>; 4], disks: [Option<Arc<MemoryDisk>>; 4]) -> Self {
-        Self::build(plugged, disks, IdeOptions::default(), Arc::default())
+        Self::build(plugged, disks, &IdeOptions::default(), Arc::default())
     }
 
     /// Whatever is wanted. The drives' clock is `clock`.
     pub fn build(
         plugged: [Option<Plugged>; 4],
         disks: [Option<Arc<MemoryDisk>>; 4],
-        ide: IdeOptions,
+        ide: &IdeOptions,
         clock: Arc<ManualClock>,
     ) -> Self {
         let pci_line = Arc::new(CountingLine::default());
         let ide = IdeOptions {
             pci_line: Some(pci_line.clone()),
-            ..ide
+            ..ide.clone()
         };
         let bus = Arc::new(PortBus::default());
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).expect("anonymous memory");

@@ -13,6 +13,7 @@ use crate::lock;
 use crate::open::OpenCause;
 use crate::qcow2::cache_memory::{Survivor, survivors};
 use crate::qcow2::header::Header;
+use crate::qcow2::of_image;
 use crate::storage::file_length;
 use crate::{DiskError, OpenError};
 
@@ -25,6 +26,17 @@ pub(crate) enum Sharing {
     Readers,
     /// Nobody: it is going to be written.
     Nobody,
+}
+
+/// What is made of the metadata that a killed process left behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LeftBehind {
+    /// Without it the image is not what it was.
+    Needed,
+    /// It may be another process' that lives, and changes as it is read.
+    IfReadable,
+    /// It is this process' own.
+    Ignored,
 }
 
 /// An open file. All reads name their offset, so threads may share it.
@@ -77,7 +89,7 @@ impl RestingFile {
             return Ok(());
         }
         let bytes = cache_file.read().map_err(OpenCause::CacheFile)?;
-        let found = survivors(&bytes, cache_file.identity()).map_err(OpenCause::Cache)?;
+        let found = survivors(&bytes, of_image(cache_file.identity(), header)).map_err(OpenCause::Cache)?;
         let image_end = self.length.next_multiple_of(header.cluster_size());
         for survivor in found {
             survivor

@@ -1,8 +1,9 @@
 //! An image at rest and the chain of backing files below it.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::file::{RestingFile, Sharing};
+use super::file::{LeftBehind, RestingFile, Sharing};
 use crate::disk::SECTOR_SIZE;
 use crate::open::{MAX_CHAIN, OpenCause, backing_options};
 use crate::qcow2::header::Header;
@@ -104,9 +105,13 @@ impl ImageAtRest {
                 (Layer::Raw(file), None)
             }
             Format::Qcow2 => {
-                let layer =
-                    Qcow2Layer::open(file, options.snapshot.as_deref(), !options.written_by_us).map_err(fail)?;
-                let below = options.with_backing.then(|| layer.header.backing.as_ref()).flatten();
+                let left_behind = match (options.written_by_us, options.force_share) {
+                    (true, _) => LeftBehind::Ignored,
+                    (false, true) => LeftBehind::IfReadable,
+                    (false, false) => LeftBehind::Needed,
+                };
+                let layer = Qcow2Layer::open(file, options.snapshot.as_deref(), left_behind).map_err(fail)?;
+                let below = layer.header.backing.as_ref().filter(|_| options.with_backing);
                 let backing = match below {
                     None => None,
                     Some(reference) => {
@@ -172,6 +177,29 @@ impl ImageAtRest {
     /// The image below.
     pub fn backing(&self) -> Option<&ImageAtRest> {
         self.backing.as_deref()
+    }
+
+    /// Where the file below is, and its format, whether it is open or not.
+    pub fn backing_path(&self) -> Result<Option<(PathBuf, Format)>, OpenError> {
+        let Some(reference) = self.header().and_then(|header| header.backing.as_ref()) else {
+            return Ok(None);
+        };
+        let found = backing_options(&OpenOptions::new(&self.path, Format::Qcow2), reference);
+        let found = found.map_err(|cause| OpenError {
+            path: self.path.clone(),
+            cause: Box::new(cause),
+        })?;
+        Ok(Some((found.path, found.format)))
+    }
+
+    /// Whether this is the file at `path`.
+    pub fn is_same_file(&self, path: &Path) -> bool {
+        let file = match &self.layer {
+            Layer::Raw(file) => file,
+            Layer::Qcow2(layer) => &layer.file,
+        };
+        let other = std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
+        file.identity().is_ok_and(|own| other.is_ok_and(|other| own == other))
     }
 
     /// The images of the chain, the uppermost first.

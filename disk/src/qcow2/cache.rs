@@ -19,6 +19,7 @@ use std::rc::Rc;
 use super::cache_memory::CacheMemory;
 use crate::Buffer;
 use crate::failpoint::{self, Point};
+use crate::planted_bug::{Bug, planted};
 use crate::storage::Piece;
 use crate::wait::WaitList;
 
@@ -201,7 +202,9 @@ impl Cache {
     /// Copies bytes into a slice, which becomes dirty.
     pub(crate) fn write(&self, slice: Slice, at: usize, bytes: &[u8]) {
         let at = self.place(slice, at, bytes.len());
-        if let Some(class) = self.slots.borrow_mut().mark_dirty(slice.slot) {
+        if let Some(class) = self.slots.borrow_mut().mark_dirty(slice.slot)
+            && !planted(Bug::DirtyNotAnnounced)
+        {
             self.memory.announce_dirty(slice.slot, slice.offset, class);
             failpoint::hit(Point::CacheAnnounce);
         }
@@ -264,9 +267,13 @@ impl Cache {
         let mut slots = self.slots.borrow_mut();
         for copy in written {
             let entry = &slots.slots[copy.slot];
-            if entry.offset == copy.offset && entry.state == State::Dirty(copy.generation) {
+            let unchanged = entry.state == State::Dirty(copy.generation)
+                || (planted(Bug::LastChangeForgotten) && matches!(entry.state, State::Dirty(_)));
+            if entry.offset == copy.offset && unchanged {
                 slots.set_state(copy.slot, State::Clean);
-                self.memory.announce_clean(copy.slot);
+                if !planted(Bug::CleanNotAnnounced) {
+                    self.memory.announce_clean(copy.slot);
+                }
                 failpoint::hit(Point::CacheClean);
             }
         }

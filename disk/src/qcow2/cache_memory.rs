@@ -16,6 +16,7 @@ use super::cache::Class;
 use super::token::Token;
 use crate::Buffer;
 use crate::disk::Corruption;
+use crate::planted_bug::{Bug, planted};
 
 /// The largest slice, in bytes.
 pub(super) const MAX_SLICE_SIZE: usize = 4096;
@@ -185,6 +186,9 @@ impl CacheMemory {
     pub(crate) fn announce_dirty(&self, slot: usize, offset: u64, class: Class) {
         let word = offset | (class as u64) << CLASS_SHIFT | DIRTY;
         let at = INDEX_AT + slot * INDEX_ENTRY;
+        if planted(Bug::WordBeforeChecksum) {
+            self.store(at, &word.to_ne_bytes());
+        }
         // The checksum first: until the word itself is stored the slot counts as clean.
         self.store(at + 8, &checksum(&word.to_ne_bytes()).to_ne_bytes());
         self.store(at, &word.to_ne_bytes());
@@ -271,11 +275,14 @@ fn decode_header(bytes: &[u8], identity: Identity) -> Result<Shape, CacheError> 
     }
     let (slice_size, slots) = (u64_at(bytes, length - 24) as usize, u64_at(bytes, length - 16) as usize);
     // The checksum is no protection against malice; these are.
+    if !(512..=MAX_SLICE_SIZE).contains(&slice_size) {
+        return Err(CacheError::Header);
+    }
     let slots_fit = slots
         .checked_mul(INDEX_ENTRY + slice_size)
         .is_some_and(|length| length < bytes.len());
     let shape = Shape { slice_size, slots };
-    if !(512..=MAX_SLICE_SIZE).contains(&slice_size) || !slots_fit || shape.length() > bytes.len() {
+    if !slots_fit || shape.length() > bytes.len() {
         return Err(CacheError::Header);
     }
     let recorded = Identity {
@@ -379,6 +386,20 @@ mod tests {
         let sized = |size| survivors(&bytes, Identity { size, ..identity() }).err();
         assert_eq!(sized(8), None);
         assert_eq!(sized(6), Some(CacheError::Shorter { recorded: 7, found: 6 }));
+    }
+
+    #[test]
+    fn a_geometry_that_overflows_is_refused() {
+        for (slice_size, slots) in [
+            (usize::MAX, 1),
+            (0, usize::MAX),
+            (512, usize::MAX),
+            (4096, usize::MAX / 4096),
+        ] {
+            let mut bytes = encode_header(Shape { slice_size, slots }, identity());
+            bytes.resize(2 * PAGE, 0);
+            assert_eq!(survivors(&bytes, identity()).err(), Some(CacheError::Header));
+        }
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! Checking an image at rest: does each cluster have as many references as its refcount says?
 //!
 //! Each table is read once, in the order in which they lie in the file, neighbours together. An L2 table that many snapshots share is
-//! counted with a weight, not walked many times. What is kept is a byte and a bit for each cluster, so an image of 64 GiB costs little
-//! more than 1 MiB, and a hostile one a bounded amount.
+//! counted with a weight, not walked many times. What is kept are two bytes for each cluster, so an image of 64 GiB costs little
+//! more than 2 MiB, and a hostile one a bounded amount.
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::counts::{ClusterSet, Counts};
+use super::counts::Counts;
 use super::entry::{COPIED, words};
 use super::findings::{Findings, Flagged};
 use super::header::{Header, MAX_REFCOUNT_TABLE_BYTES};
@@ -46,14 +46,18 @@ pub(super) struct Checked {
     pub header: Header,
     /// How often each cluster is referred to.
     pub references: Counts,
-    /// Clusters whose refcount is one.
-    pub ones: ClusterSet,
+    /// The refcounts that were found.
+    pub refcounts: Counts,
     /// The refcount blocks, as far as they can be used: by their index, where they lie.
     pub blocks: Vec<u64>,
     pub l1: Vec<u64>,
+    /// How many L1 entries refer to each L2 table.
+    pub tables: BTreeMap<u64, u64>,
     pub usage: Usage,
     /// Tables whose entries cannot all be understood, so that what they refer to is not all known.
     pub damaged: bool,
+    /// Tables lie on one another, so that nobody can tell whose content it is.
+    pub overlapping: bool,
 }
 
 /// How often an L2 table is referred to.
@@ -78,14 +82,16 @@ pub(super) fn check(file: &RestingFile, header: &Header, findings: &mut Findings
         checked: Checked {
             header: header.clone(),
             references: Counts::default(),
-            ones: ClusterSet::default(),
+            refcounts: Counts::default(),
             blocks: Vec::new(),
             l1: Vec::new(),
+            tables: BTreeMap::new(),
             usage: Usage {
                 total_clusters: header.size.div_ceil(header.cluster_size()),
                 ..Usage::default()
             },
             damaged: false,
+            overlapping: false,
         },
         image_end: file.length().next_multiple_of(header.cluster_size()),
     };
@@ -98,11 +104,17 @@ impl Check<'_, '_> {
         let header = self.checked.header.clone();
         self.refer("header", 0, header.cluster_size())?;
         self.load_refcount_blocks(&header)?;
-        self.find_ones()?;
+        self.load_refcounts()?;
         let snapshots = self.snapshots(&header)?;
         let tables = self.l2_tables(&header, &snapshots)?;
+        self.checked.overlapping |= !self.tables_lie_apart(&header, &snapshots);
         self.walk_l2_tables(&tables)?;
-        self.compare_refcounts()
+        self.checked.tables = tables
+            .into_iter()
+            .map(|(offset, weight)| (offset, weight.all))
+            .collect();
+        self.compare_refcounts();
+        Ok(())
     }
 
     fn header(&self) -> &Header {
@@ -151,11 +163,12 @@ impl Check<'_, '_> {
                 *block = 0;
             } else {
                 let cluster = *block >> header.cluster_bits;
-                self.checked.references.add(cluster, 1)?;
-                if self.checked.references.get(cluster) > 1 {
+                if self.checked.references.get(cluster) > 0 {
                     self.findings
                         .bad_refcount_block(index as u64, *block, "lies on another table");
                     *block = 0;
+                } else {
+                    self.checked.references.add(cluster, 1)?;
                 }
             }
         }
@@ -163,30 +176,12 @@ impl Check<'_, '_> {
         Ok(())
     }
 
-    /// Refcounts that are one, which decides on the copied flags.
-    fn find_ones(&mut self) -> Result<(), DiskError> {
-        let (order, bits) = (self.header().refcount_order, self.header().cluster_bits);
-        let image_clusters = self.image_end >> bits;
-        let mut ones = std::mem::take(&mut self.checked.ones);
-        self.for_each_block(|first, block| {
-            let in_file = image_clusters.saturating_sub(first);
-            for index in 0..((block.len() as u64 * 8) >> order).min(in_file) {
-                if get_refcount(block, index as usize, order) == 1 {
-                    ones.insert(first + index)?;
-                }
-            }
-            Ok(())
-        })?;
-        self.checked.ones = ones;
-        Ok(())
-    }
-
-    /// Calls `use_block` with the first cluster that a refcount block describes, and the block. Blocks in holes of the file are
-    /// all zero, and left out.
-    fn for_each_block(&self, mut use_block: impl FnMut(u64, &[u8]) -> Result<(), DiskError>) -> Result<(), DiskError> {
-        let cluster_size = self.header().cluster_size();
-        let per_block = (cluster_size * 8) >> self.header().refcount_order;
+    /// Reads the refcounts. Blocks in holes of the file are all zero.
+    fn load_refcounts(&mut self) -> Result<(), DiskError> {
+        let (cluster_size, order) = (self.header().cluster_size(), self.header().refcount_order);
+        let per_block = (cluster_size * 8) >> order;
         let mut block = vec![0; cluster_size as usize];
+        let mut refcounts = Counts::default();
         for (index, &offset) in self
             .checked
             .blocks
@@ -198,8 +193,15 @@ impl Check<'_, '_> {
                 continue;
             }
             self.file.read_metadata(offset, &mut block)?;
-            use_block(index as u64 * per_block, &block)?;
+            let first = index as u64 * per_block;
+            if order == 4 {
+                refcounts.fill_16(first, &block)?;
+            } else {
+                let numbers = (0..per_block as usize).map(|entry| get_refcount(&block, entry, order));
+                refcounts.fill(first, numbers)?;
+            }
         }
+        self.checked.refcounts = refcounts;
         Ok(())
     }
 
@@ -230,26 +232,48 @@ impl Check<'_, '_> {
         } else {
             self.checked.damaged = true;
         }
-        let mut l1_tables: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+        let mut l1_tables: BTreeMap<(u64, u64), u64> = BTreeMap::new();
         for snapshot in snapshots {
-            let bytes = snapshot.l1_bytes();
-            self.refer("L1 table of a snapshot", snapshot.l1_table_offset, bytes)?;
-            let entry = l1_tables.entry(snapshot.l1_table_offset).or_insert((bytes, 0));
-            entry.0 = entry.0.max(bytes);
-            entry.1 += 1;
+            *l1_tables
+                .entry((snapshot.l1_table_offset, snapshot.l1_bytes()))
+                .or_default() += 1;
         }
         let mut end = 0;
-        for (offset, (bytes, weight)) in l1_tables {
+        for ((offset, bytes), weight) in l1_tables {
             // Tables on top of each other would otherwise be a way to make this take forever.
             if offset < end {
                 self.findings.overlapping_l1(offset);
                 self.checked.damaged = true;
+                self.checked.overlapping = true;
                 continue;
             }
             end = offset + bytes;
+            self.refer_weighted("L1 table of a snapshot", offset, bytes, weight)?;
             self.add_snapshot_l1(&mut tables, offset, bytes, weight)?;
         }
         Ok(tables.into_iter().collect())
+    }
+
+    /// Whether each table that the header or a snapshot names has its clusters for itself. Only tables have been counted yet.
+    fn tables_lie_apart(&self, header: &Header, snapshots: &[SnapshotRecord]) -> bool {
+        let refcount_bytes = u64::from(header.refcount_table_clusters) << header.cluster_bits;
+        let named = [
+            (0, 1),
+            (header.refcount_table_offset, refcount_bytes),
+            (header.l1_table_offset, u64::from(header.l1_size) * 8),
+            (header.snapshot_table_offset, table_bytes(snapshots)),
+        ];
+        let of_snapshots = snapshots
+            .iter()
+            .map(|record| (record.l1_table_offset, record.l1_bytes()));
+        let of_snapshots = of_snapshots.filter(|_| !self.checked.overlapping);
+        let mut ranges = named.into_iter().chain(of_snapshots).filter(|(_, bytes)| *bytes > 0);
+        ranges.all(|(offset, bytes)| {
+            let clusters = offset >> header.cluster_bits..(offset + bytes).div_ceil(header.cluster_size());
+            clusters
+                .into_iter()
+                .all(|cluster| self.checked.references.get(cluster) <= 1)
+        })
     }
 
     fn add_snapshot_l1(
@@ -296,10 +320,10 @@ impl Check<'_, '_> {
         if let Some(index) = active {
             self.check_copied(entry, table, Flagged::L2Table { index }, at);
         }
-        if table % cluster_size != 0 {
+        if !table.is_multiple_of(cluster_size) {
             self.findings.unaligned(Flagged::L1, at, table);
         }
-        if table % cluster_size != 0 || !in_file {
+        if !table.is_multiple_of(cluster_size) || !in_file {
             self.checked.damaged = true;
             return Ok(());
         }
@@ -315,7 +339,7 @@ impl Check<'_, '_> {
     }
 
     fn check_copied(&mut self, entry: u64, host: u64, flagged: Flagged, at: u64) {
-        let is_one = self.checked.ones.contains(host >> self.header().cluster_bits);
+        let is_one = self.checked.refcounts.get(host >> self.header().cluster_bits) == 1;
         if (entry & COPIED != 0) != is_one {
             self.findings.wrong_copied_flag(flagged, at, entry, is_one);
         }
@@ -349,13 +373,34 @@ impl Check<'_, '_> {
     fn walk_l2_table(&mut self, offset: u64, table: &[u8], weight: Weight) -> Result<(), DiskError> {
         let cluster_size = self.header().cluster_size();
         let zero_flag = if self.header().version >= 3 { ZERO } else { 0 };
+        let cluster_bits = self.header().cluster_bits;
+        // A data cluster has none of these bits, and lies wholly within the file.
+        let plain_mask = !(OFFSET | COPIED) | (cluster_size - 1);
+        let last_start = self.image_end.saturating_sub(cluster_size - 1);
         // Where the cluster after the last one would lie, if they were in order.
         let mut expected = 0;
+        let (mut allocated, mut fragmented) = (0, 0);
         for (index, bytes) in table.chunks_exact(8).enumerate() {
             let mut word = [0; 8];
             word.copy_from_slice(bytes);
             let entry = u64::from_be_bytes(word);
             if entry == 0 {
+                continue;
+            }
+            let is_plain = entry & (plain_mask | COPIED) == COPIED && (1..last_start).contains(&(entry & OFFSET));
+            if is_plain && weight.active && weight.all == 1 {
+                // What nearly all entries are: a cluster of the active disk alone.
+                let host = entry & OFFSET;
+                allocated += 1;
+                fragmented += u64::from(expected != 0 && host != expected);
+                expected = host + cluster_size;
+                let cluster = host >> cluster_bits;
+                self.checked.references.add(cluster, 1)?;
+                if self.checked.refcounts.get(cluster) == 1 {
+                    continue;
+                }
+                let at = offset + index as u64 * 8;
+                self.check_copied(entry, host, Flagged::Data, at);
                 continue;
             }
             let at = offset + index as u64 * 8;
@@ -375,21 +420,22 @@ impl Check<'_, '_> {
                 continue;
             }
             if weight.active {
-                let usage = &mut self.checked.usage;
-                usage.allocated_clusters += 1;
-                usage.fragmented_clusters += u64::from(expected != 0 && host != expected);
+                allocated += 1;
+                fragmented += u64::from(expected != 0 && host != expected);
                 expected = host + cluster_size;
             }
-            if host % cluster_size != 0 {
+            if !host.is_multiple_of(cluster_size) {
                 self.findings.unaligned(Flagged::L2, at, host);
                 self.checked.damaged = true;
             }
             let in_file = self.refer_weighted("data cluster", host, cluster_size, weight.all)?;
             self.checked.damaged |= !in_file;
-            if weight.active && host % cluster_size == 0 {
+            if weight.active && host.is_multiple_of(cluster_size) {
                 self.check_copied(entry, host, Flagged::Data, at);
             }
         }
+        self.checked.usage.allocated_clusters += allocated;
+        self.checked.usage.fragmented_clusters += fragmented;
         Ok(())
     }
 
@@ -417,49 +463,13 @@ impl Check<'_, '_> {
     }
 
     /// Compares refcounts with references.
-    fn compare_refcounts(&mut self) -> Result<(), DiskError> {
-        let order = self.header().refcount_order;
-        let per_block = (self.header().cluster_size() * 8) >> order;
-        let mut last = None;
-        let references = &self.checked.references;
+    fn compare_refcounts(&mut self) {
+        let (refcounts, references) = (&self.checked.refcounts, &self.checked.references);
         let findings = &mut *self.findings;
-        let described = |cluster: u64| {
-            let block = self.checked.blocks.get((cluster / per_block) as usize);
-            block.is_some_and(|offset| *offset != 0 && !self.file.is_hole(*offset, per_block << order >> 3))
-        };
-        // Those that no block describes first; whole blocks at a time.
-        let mut missing = None;
-        for (cluster, count) in references.iter() {
-            last = last.max(Some(cluster));
-            let block = cluster / per_block;
-            if missing.is_none_or(|(known, _)| known != block) {
-                missing = Some((block, !described(cluster)));
-            }
-            if missing == Some((block, true)) {
-                findings.compare(cluster, 0, count);
-            }
-        }
-        let blocks = self.checked.blocks.clone();
-        let mut bytes = vec![0; self.checked.header.cluster_size() as usize];
-        for (index, offset) in blocks.into_iter().enumerate().filter(|(_, offset)| *offset != 0) {
-            if self.file.is_hole(offset, bytes.len() as u64) {
-                continue;
-            }
-            self.file.read_metadata(offset, &mut bytes)?;
-            let first = index as u64 * per_block;
-            for entry in 0..per_block {
-                let (cluster, refcount) = (first + entry, get_refcount(&bytes, entry as usize, order));
-                let count = references.get(cluster);
-                if refcount != 0 {
-                    last = last.max(Some(cluster));
-                }
-                if refcount != count {
-                    findings.compare(cluster, refcount, count);
-                }
-            }
-        }
-        let end = last.map_or(0, |last| last + 1);
+        refcounts.compare(references, |cluster, refcount, count| {
+            findings.compare(cluster, refcount, count);
+        });
+        let end = refcounts.last().max(references.last()).map_or(0, |last| last + 1);
         self.checked.usage.image_end_offset = end << self.checked.header.cluster_bits;
-        Ok(())
     }
 }

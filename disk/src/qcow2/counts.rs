@@ -96,54 +96,89 @@ impl Counts {
     }
 
     /// No cluster from here on has a count.
-    pub(super) fn end(&self) -> u64 {
+    fn end(&self) -> u64 {
         self.pages.len() as u64 * PAGE
     }
-}
 
-/// Clusters of a set whose membership lies together.
-const SET_PAGE: u64 = 32768;
+    /// The last cluster with a count.
+    pub(super) fn last(&self) -> Option<u64> {
+        let pages = self.pages.iter().enumerate().rev();
+        pages
+            .filter_map(|(index, page)| {
+                let within = page.as_deref()?.iter().rposition(|count| *count != 0)?;
+                Some(index as u64 * PAGE + within as u64)
+            })
+            .next()
+    }
 
-/// What a set may take up, in bytes.
-const MAX_SET_BYTES: usize = 64 << 20;
-
-/// A set of clusters.
-#[derive(Default)]
-pub(super) struct ClusterSet {
-    pages: Vec<Option<Box<[u64; (SET_PAGE / 64) as usize]>>>,
-    bytes: usize,
-}
-
-impl ClusterSet {
-    pub(super) fn insert(&mut self, cluster: u64) -> Result<(), DiskError> {
-        let index = (cluster / SET_PAGE) as usize;
-        if index >= self.pages.len() {
-            self.bytes += (index + 1 - self.pages.len()) * 8;
-            self.check_size()?;
-            self.pages.resize_with(index + 1, || None);
+    /// Sets the counts of the clusters from `first` on, which have none yet, to 16-bit numbers in big-endian order.
+    pub(super) fn fill_16(&mut self, first: u64, numbers: &[u8]) -> Result<(), DiskError> {
+        let per_page = PAGE as usize * 2;
+        if !first.is_multiple_of(PAGE) || numbers.len() < per_page {
+            return self.fill(
+                first,
+                numbers
+                    .chunks_exact(2)
+                    .map(|pair| u64::from(pair[0]) << 8 | u64::from(pair[1])),
+            );
         }
-        if self.pages[index].is_none() {
-            self.bytes += SET_PAGE as usize / 8;
-            self.check_size()?;
+        for (index, part) in numbers.chunks(per_page).enumerate() {
+            let start = first + index as u64 * PAGE;
+            if part.iter().all(|byte| *byte == 0) {
+                continue;
+            }
+            self.entry(start)?;
+            let mut large = false;
+            if let Some(page) = &mut self.pages[(start / PAGE) as usize] {
+                for (count, pair) in page.iter_mut().zip(part.chunks_exact(2)) {
+                    *count = if pair[0] == 0 { pair[1] } else { LARGE };
+                    large |= *count == LARGE;
+                }
+            }
+            if !large {
+                continue;
+            }
+            for (within, pair) in part.chunks_exact(2).enumerate() {
+                let number = u64::from(pair[0]) << 8 | u64::from(pair[1]);
+                if number >= u64::from(LARGE) {
+                    self.take(LARGE_BYTES)?;
+                    self.large.insert(start + within as u64, number);
+                }
+            }
         }
-        let page = self.pages[index].get_or_insert_with(|| Box::new([0; (SET_PAGE / 64) as usize]));
-        page[(cluster % SET_PAGE / 64) as usize] |= 1 << (cluster % 64);
         Ok(())
     }
 
-    pub(super) fn contains(&self, cluster: u64) -> bool {
-        let page = self.pages.get((cluster / SET_PAGE) as usize);
-        let page = page.and_then(|page| page.as_deref());
-        page.is_some_and(|page| page[(cluster % SET_PAGE / 64) as usize] >> (cluster % 64) & 1 == 1)
-    }
-
-    fn check_size(&self) -> Result<(), DiskError> {
-        if self.bytes > MAX_SET_BYTES {
-            return Err(DiskError::Unsupported(
-                "checking so many clusters, which would need more than 64 MiB of memory for their refcounts alone",
-            ));
+    /// Sets the counts of the clusters from `first` on, which have none yet.
+    pub(super) fn fill(&mut self, first: u64, numbers: impl Iterator<Item = u64>) -> Result<(), DiskError> {
+        for (index, number) in numbers.enumerate().filter(|(_, number)| *number != 0) {
+            self.add(first + index as u64, number)?;
         }
         Ok(())
+    }
+
+    /// Calls `differs` with each cluster whose count is not the same in `other`, and with both counts.
+    pub(super) fn compare(&self, other: &Self, mut differs: impl FnMut(u64, u64, u64)) {
+        let page = |counts: &Self, index: usize| counts.pages.get(index).is_some_and(Option::is_some);
+        for index in 0..self.pages.len().max(other.pages.len()) {
+            let same = match (page(self, index), page(other, index)) {
+                (false, false) => true,
+                (true, true) => self.pages[index] == other.pages[index],
+                _ => false,
+            };
+            let start = index as u64 * PAGE;
+            if same
+                && (self.large.is_empty() || !(start..start + PAGE).any(|cluster| self.large.contains_key(&cluster)))
+            {
+                continue;
+            }
+            for cluster in start..start + PAGE {
+                let (one, two) = (self.get(cluster), other.get(cluster));
+                if one != two {
+                    differs(cluster, one, two);
+                }
+            }
+        }
     }
 }
 
@@ -161,6 +196,31 @@ mod tests {
         assert_eq!(found, [(3, 2), (9, 300), (5000, 300 + (1 << 40))]);
         assert_eq!(counts.get(1 << 50), 0);
         assert_eq!(counts.range(4..9).count(), 0);
+        assert_eq!(counts.last(), Some(5000));
+    }
+
+    #[test]
+    fn counts_are_filled_and_compared() {
+        let mut numbers = vec![0u8; 3 * 8192];
+        numbers[2 * 5 + 1] = 7;
+        numbers[2 * 4100] = 1;
+        numbers[2 * 4101 + 1] = 255;
+        let (mut at_once, mut singly) = (Counts::default(), Counts::default());
+        at_once.fill_16(8192, &numbers).expect("within bounds");
+        let words = numbers
+            .chunks_exact(2)
+            .map(|pair| u64::from(pair[0]) << 8 | u64::from(pair[1]));
+        singly.fill(8192, words).expect("within bounds");
+        at_once.compare(&singly, |cluster, one, two| panic!("{cluster}: {one} and {two}"));
+        assert_eq!(
+            at_once.iter().collect::<Vec<_>>(),
+            [(8197, 7), (12292, 256), (12293, 255)]
+        );
+        singly.add(12292, 1).expect("within bounds");
+        singly.add(3, 1).expect("within bounds");
+        let mut differences = Vec::new();
+        at_once.compare(&singly, |cluster, one, two| differences.push((cluster, one, two)));
+        assert_eq!(differences, [(3, 0, 1), (12292, 256, 257)]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::open::point_at_snapshot;
 use super::refcount::get_refcount;
 use super::snapshot::describe;
 use super::snapshot_table::{SnapshotRecord, Table};
-use crate::at_rest::{RestingFile, TableCache};
+use crate::at_rest::{LeftBehind, RestingFile, TableCache};
 use crate::disk::Corruption;
 use crate::open::{OpenCause, read_header};
 use crate::{DiskError, Snapshot};
@@ -43,10 +43,18 @@ pub(crate) enum Stored {
 
 impl Qcow2Layer {
     /// Reads the header and the tables that are always needed.
-    pub(crate) fn open(mut file: RestingFile, snapshot: Option<&str>, with_survivors: bool) -> Result<Self, OpenCause> {
+    pub(crate) fn open(
+        mut file: RestingFile,
+        snapshot: Option<&str>,
+        left_behind: LeftBehind,
+    ) -> Result<Self, OpenCause> {
         let mut header = read_header(file.file())?;
-        if with_survivors {
-            file.find_survivors(&header)?;
+        let found = match left_behind {
+            LeftBehind::Ignored => Ok(()),
+            _ => file.find_survivors(&header),
+        };
+        if left_behind == LeftBehind::Needed {
+            found?;
         }
         let records = read_snapshots(&file, &header)?;
         if let Some(wanted) = snapshot {
@@ -85,7 +93,7 @@ impl Qcow2Layer {
         let first = self.stored(base, index, entries[index])?;
         let until = (within + length).div_ceil(cluster_size);
         let mut run = 1;
-        while run < until && self.continues(base, index, &entries, first, run)? {
+        while run < until && self.continues(base, index, &entries, first, run) {
             run += 1;
         }
         let length = length.min(run * cluster_size - within);
@@ -99,10 +107,10 @@ impl Qcow2Layer {
         })
     }
 
-    fn continues(&self, base: u64, index: usize, entries: &[u64], first: Stored, run: u64) -> Result<bool, DiskError> {
+    fn continues(&self, base: u64, index: usize, entries: &[u64], first: Stored, run: u64) -> bool {
         let offset = run << self.header.cluster_bits;
         let expected = match first {
-            Stored::Compressed { .. } => return Ok(false),
+            Stored::Compressed { .. } => return false,
             Stored::Data { host } => Stored::Data { host: host + offset },
             Stored::Zero { host: Some(host) } => Stored::Zero {
                 host: Some(host + offset),
@@ -110,7 +118,9 @@ impl Qcow2Layer {
             other => other,
         };
         let index = index + run as usize;
-        Ok(self.stored(base, index, entries[index])? == expected)
+        // An entry that is damaged is an error for whoever asks for its cluster.
+        self.stored(base, index, entries[index])
+            .is_ok_and(|stored| stored == expected)
     }
 
     fn stored(&self, base: u64, index: usize, entry: u64) -> Result<Stored, DiskError> {

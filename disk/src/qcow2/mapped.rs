@@ -32,6 +32,9 @@ impl Qcow2 {
         let operation = match (command, extent.kind) {
             (Command::Write { .. }, Kind::Data { host, in_place: true }) => {
                 self.check_not_struck().ok()?;
+                if self.has_fleeting_links() {
+                    return None;
+                }
                 self.check_no_metadata_at(host, length).ok()?;
                 let (offset, pieces) = (host, pieces());
                 Operation::Write { offset, pieces }

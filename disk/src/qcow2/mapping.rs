@@ -11,6 +11,7 @@ use super::entry::{COPIED, L1Entry, L2Entry};
 use super::order::{Clusters, Content, Filled, Unlinked};
 use super::overlap::Structure;
 use crate::failpoint::{self, Point};
+use crate::planted_bug::{Bug, planted};
 use crate::storage::Piece;
 use crate::{Buffer, DiskError};
 
@@ -136,7 +137,9 @@ impl Qcow2 {
     pub(super) async fn l2_slice_to_change(self: &Rc<Self>, cluster: u64) -> Result<Slice, DiskError> {
         loop {
             self.make_l2_table_ours(cluster).await?;
-            if let Some((L1Entry { copied: true, .. }, slice)) = self.l2_slice(cluster).await? {
+            if let Some((l1, slice)) = self.l2_slice(cluster).await?
+                && (l1.copied || planted(Bug::SharedTableChanged))
+            {
                 return Ok(slice);
             }
         }
@@ -170,7 +173,10 @@ impl Qcow2 {
 
     /// Makes the L2 table of a cluster, or copies it, where the active L1 table does not have it for itself.
     async fn make_l2_table_ours(self: &Rc<Self>, cluster: u64) -> Result<(), DiskError> {
-        if self.l1_entry(cluster)?.is_some_and(|entry| entry.copied) {
+        if self
+            .l1_entry(cluster)?
+            .is_some_and(|entry| entry.copied || planted(Bug::SharedTableChanged))
+        {
             return Ok(());
         }
         let index = cluster >> self.l2_bits();

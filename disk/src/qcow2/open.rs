@@ -18,6 +18,7 @@ use crate::disk::Corruption;
 use crate::failpoint::{self, Point};
 use crate::image::Image;
 use crate::open::OpenCause;
+use crate::planted_bug::{Bug, planted};
 use crate::storage::ImageFile;
 use crate::tasks::Tasks;
 use crate::{Buffer, DiskError};
@@ -44,7 +45,7 @@ pub(crate) fn check_left_behind(bytes: &[u8], identity: Identity, header: &Heade
 }
 
 /// The identity of an image's cache, with what its header says.
-fn of_image(identity: Identity, header: &Header) -> Identity {
+pub(crate) fn of_image(identity: Identity, header: &Header) -> Identity {
     Identity {
         token: header.token.found(),
         ..identity
@@ -101,7 +102,7 @@ pub(crate) async fn open(opening: Opening) -> Result<Rc<Qcow2>, OpenCause> {
     if read_only && !survivors.is_empty() {
         return Err(OpenCause::NeedsRecovery);
     }
-    if !survivors.is_empty() {
+    if !survivors.is_empty() && !planted(Bug::SurvivorsIgnored) {
         recover::write_survivors(&file, &header, &survivors).await?;
     }
     let length = file.length()?;
@@ -116,10 +117,12 @@ pub(crate) async fn open(opening: Opening) -> Result<Rc<Qcow2>, OpenCause> {
     // Version 2 has no dirty bit, so each time may be after a crash.
     let recovers = !read_only && (header.is_dirty() || header.version < 3);
     if !read_only {
-        if recovers {
+        if recovers && !planted(Bug::RefcountsNotRebuilt) {
             // What a killed process wrote last may be in the page cache alone. A refcount must not get to the disk before the unlinking
             // that it counts.
-            file.sync().await?;
+            if !planted(Bug::CountsWhatIsNotDurable) {
+                file.sync().await?;
+            }
             recover::rebuild_refcounts(&file, &header, &mut l1, &refcount_table, &snapshots).await?;
         }
         let (_, conflict) = MetadataMap::of(&header, &l1, &refcount_table, &snapshots);
@@ -165,7 +168,7 @@ pub(crate) async fn open(opening: Opening) -> Result<Rc<Qcow2>, OpenCause> {
         zeroes: Buffer::zeroed(header.cluster_size() as usize),
         header: RefCell::new(header),
     });
-    if recovers {
+    if recovers && !planted(Bug::ShrinkNotFinished) {
         image.finish_shrinking().await;
     }
     Ok(image)

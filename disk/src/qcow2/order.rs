@@ -16,6 +16,7 @@ use super::Qcow2;
 use crate::DiskError;
 use crate::failpoint::{self, Point};
 use crate::five_steps;
+use crate::planted_bug::{Bug, planted};
 use crate::storage::Pieces;
 
 pub(super) use crate::five_steps::Clusters;
@@ -50,6 +51,13 @@ impl five_steps::Image for Qcow2 {
         let copies = content.pieces.len() > 1;
         failpoint::hit(if copies { Point::CowWrite } else { Point::WriteAio });
         let transfer = image.file.write(offset, content.pieces);
+        if planted(Bug::LinkedBeforeWritten) {
+            drop(image.tasks.finish(transfer, ()));
+            return Ok(allocated);
+        }
+        if planted(Bug::NewClustersForgotten) {
+            return transfer.await.map(|()| allocated);
+        }
         image.tasks.finish(transfer, allocated).await
     }
 
@@ -59,6 +67,9 @@ impl five_steps::Image for Qcow2 {
 
     fn quarantine(&self, references: &[Clusters]) {
         failpoint::hit(Point::Quarantine);
+        if planted(Bug::LinkForgetsOld) {
+            return;
+        }
         self.write_back.quarantine(references);
     }
 }

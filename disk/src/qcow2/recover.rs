@@ -21,6 +21,7 @@ use super::switch::table_of;
 use crate::DiskError;
 use crate::disk::Corruption;
 use crate::failpoint::{self, Point};
+use crate::planted_bug::{Bug, planted};
 use crate::storage::ImageFile;
 
 /// The durable order: what lies in a later stage is written when all of the earlier ones is durable.
@@ -42,13 +43,19 @@ pub(super) async fn write_survivors(
             .check_within(header.cluster_size(), image_end)
             .map_err(DiskError::Corrupt)?;
     }
-    for stage in WRITE_ORDER {
+    let mut stages = WRITE_ORDER;
+    if planted(Bug::SurvivorLinksFirst) {
+        stages.reverse();
+    }
+    for stage in stages {
         for survivor in survivors.iter().filter(|survivor| stage.contains(&survivor.class)) {
             failpoint::hit(Point::RecoverWrite);
             file.write_bytes(survivor.offset, &survivor.content).await?;
         }
         failpoint::hit(Point::RecoverBarrier);
-        file.sync().await?;
+        if !planted(Bug::SurvivorsWithoutBarriers) {
+            file.sync().await?;
+        }
     }
     tracing::info!(
         slices = survivors.len(),

@@ -14,6 +14,7 @@ use crate::DiskError;
 use crate::disk::Corruption;
 use crate::failpoint::{self, Point};
 use crate::in_flight::InFlight;
+use crate::planted_bug::{Bug, planted};
 
 /// Host offsets have 56 bits.
 const MAX_HOST_OFFSET: u64 = 1 << 56;
@@ -27,6 +28,8 @@ pub(super) struct Refcounts {
     table: RefCell<Vec<u64>>,
     /// No cluster before this one is free.
     cursor: Cell<u64>,
+    /// Something was not given up for an error, or not mended: only counting all references anew will.
+    needs_recovery: Cell<bool>,
     /// Held by who adds a block, or moves the table to add many.
     adding: Rc<InFlight>,
     /// Held by who moves the table; used by who writes it, and so by each write-back. Who holds it must not wait for room in the
@@ -40,6 +43,7 @@ impl Refcounts {
         Self {
             table: RefCell::new(table),
             cursor: Cell::new(1),
+            needs_recovery: Cell::new(false),
             adding: Rc::default(),
             table_in_flight: Rc::default(),
         }
@@ -147,7 +151,9 @@ impl Qcow2 {
             set_refcount(bytes, entry, order, 1);
         }
         let changed = first * (1 << order) / 8..((first + count) * (1 << order)).div_ceil(8);
-        self.cache.write(slice, changed.start, &bytes[changed]);
+        if !planted(Bug::RefcountNotRaised) {
+            self.cache.write(slice, changed.start, &bytes[changed]);
+        }
         failpoint::hit(Point::ClusterAlloc);
         let clusters = Clusters {
             first: start + (first - index) as u64,
@@ -167,8 +173,27 @@ impl Qcow2 {
         });
     }
 
-    /// Takes one reference from each cluster; those without another are free again.
+    /// From now on the image has leaks, or flags that do not fit, that this process does not mend: it stays marked as dirty when it is
+    /// closed, and the next open does.
+    pub(super) fn leave_for_recovery(&self) {
+        self.refcounts.needs_recovery.set(true);
+    }
+
+    /// Whether the next open shall find the image dirty.
+    pub(super) fn needs_recovery(&self) -> bool {
+        self.refcounts.needs_recovery.get()
+    }
+
+    /// Takes one reference from each cluster; those without another are free again. After an error some leak.
     pub(super) async fn decrement_refcounts(self: &Rc<Self>, clusters: Clusters) -> Result<(), DiskError> {
+        let result = self.decrement_each(clusters).await;
+        if result.is_err() {
+            self.leave_for_recovery();
+        }
+        result
+    }
+
+    async fn decrement_each(self: &Rc<Self>, clusters: Clusters) -> Result<(), DiskError> {
         for cluster in clusters.first..clusters.first + clusters.count {
             let at = cluster << self.cluster_bits;
             let Place::Slice { offset, index } = self.refcount_place(cluster) else {
@@ -389,7 +414,9 @@ impl Qcow2 {
         self.file.write_bytes(blocks_at, &blocks).await?;
         self.file.write_bytes(table_at, &table_bytes).await?;
         failpoint::hit(Point::ReftableGrowWrite);
-        self.sync().await?;
+        if !planted(Bug::TableNamedBeforeDurable) {
+            self.sync().await?;
+        }
         self.forget_cached(Clusters {
             first,
             count: layout.blocks,

@@ -204,6 +204,11 @@ impl Repair<'_> {
             self.not_repaired = Some("a cluster has more references than a refcount of this width can count");
             return Ok(());
         }
+        if self.checked.overlapping {
+            self.not_repaired =
+                Some("tables lie on one another; nobody can tell whose content it is, so nothing is written there");
+            return Ok(());
+        }
         if self.checked.damaged {
             self.not_repaired = Some(
                 "entries of its tables are damaged; no cluster is freed, since a damaged entry may have referred to it",
@@ -226,13 +231,18 @@ impl Repair<'_> {
         Ok(())
     }
 
-    /// Each cluster with references has a refcount block, which nothing else uses.
+    /// Each cluster with references has a refcount block, and nothing else uses any block: else writing to one would
+    /// destroy what somebody else has there.
     fn blocks_are_whole(&self) -> bool {
         let header = &self.checked.header;
+        let mut blocks = self.checked.blocks.iter().filter(|block| **block != 0);
+        if !blocks.all(|block| self.checked.references.get(*block >> header.cluster_bits) == 1) {
+            return false;
+        }
         let per_block = (header.cluster_size() * 8) >> header.refcount_order;
         let has_block = |cluster: u64| {
             let block = self.checked.blocks.get((cluster / per_block) as usize);
-            block.is_some_and(|block| *block != 0 && self.checked.references.get(*block >> header.cluster_bits) == 1)
+            block.is_some_and(|block| *block != 0)
         };
         let mut known = None;
         self.checked.references.iter().all(|(cluster, _)| {
@@ -261,11 +271,8 @@ impl Repair<'_> {
             for entry in 0..per_block {
                 let cluster = (index * per_block + entry) as u64;
                 let found = get_refcount(&block, entry, order);
-                let wanted = self.checked.references.get(cluster);
-                let keep = found == wanted
-                    || (found > wanted && self.checked.damaged)
-                    || (found < wanted && self.mode == RepairMode::Leaks);
-                if keep {
+                let wanted = self.repaired_refcount(cluster);
+                if found == wanted {
                     continue;
                 }
                 set_refcount(&mut block, entry, order, wanted);
@@ -330,27 +337,14 @@ impl Repair<'_> {
         if !self.checked.damaged {
             self.release_old_refcounts(header, &layout)?;
         }
-        self.fixed.corruptions += self.raised()?;
+        self.fixed.corruptions += self.raised();
         Ok(())
     }
 
     /// Clusters whose refcount was too low.
-    fn raised(&self) -> Result<u64, DiskError> {
-        let old = OldRefcounts::of(self.checked);
-        let order = self.checked.header.refcount_order;
-        let mut raised = 0;
-        let mut block = (u64::MAX, vec![0; self.checked.header.cluster_size() as usize]);
-        for (cluster, count) in self.checked.references.iter() {
-            let index = cluster / old.per_block;
-            if block.0 != index {
-                block.0 = index;
-                block.1.fill(0);
-                old.read(self.file, index, &mut block.1)?;
-            }
-            let found = get_refcount(&block.1, (cluster % old.per_block) as usize, order);
-            raised += u64::from(found < count);
-        }
-        Ok(raised)
+    fn raised(&self) -> u64 {
+        let is_raised = |(cluster, count): &(u64, u64)| self.checked.refcounts.get(*cluster) < *count;
+        self.checked.references.iter().filter(is_raised).count() as u64
     }
 
     fn release_old_refcounts(&self, header: &Header, layout: &NewRefcounts) -> Result<(), DiskError> {
@@ -388,15 +382,21 @@ impl Repair<'_> {
         let header = &self.checked.header;
         let cluster_size = header.cluster_size();
         let mut l1 = self.checked.l1.clone();
+        // A table that is something else as well is left alone.
+        let l1_clusters = header.l1_table_offset >> header.cluster_bits
+            ..(header.l1_table_offset + l1.len() as u64 * 8).div_ceil(cluster_size);
+        let l1_is_whole = l1_clusters
+            .into_iter()
+            .all(|cluster| self.checked.references.get(cluster) == 1);
         for entry in &mut l1 {
             let table = *entry & 0x00ff_ffff_ffff_fe00;
-            if *entry == 0
-                || table % cluster_size != 0
-                || table + cluster_size > self.file.length().next_multiple_of(cluster_size)
-            {
+            let owners = self.checked.tables.get(&table);
+            if owners != Some(&self.checked.references.get(table >> header.cluster_bits)) {
                 continue;
             }
-            self.fit_flag(entry, table, give);
+            if l1_is_whole {
+                self.fit_flag(entry, table, give);
+            }
             if self.file.is_hole(table, cluster_size) {
                 continue;
             }
@@ -419,29 +419,38 @@ impl Repair<'_> {
     }
 
     fn fit_flag(&mut self, entry: &mut u64, host: u64, give: bool) {
-        let references = self.checked.references.get(host >> self.checked.header.cluster_bits);
-        let fitting = match (references, give) {
-            (1, true) => *entry | COPIED,
-            (0 | 1, _) | (_, true) => *entry,
-            (_, false) => *entry & !COPIED,
+        let cluster = host >> self.checked.header.cluster_bits;
+        let is_one = self.repaired_refcount(cluster) == 1;
+        let fitting = match (is_one, give) {
+            // Whoever refers to it by a damaged entry is not counted.
+            (true, true) if self.checked.references.get(cluster) == 1 => *entry | COPIED,
+            (false, false) => *entry & !COPIED,
+            _ => *entry,
         };
         self.fixed.corruptions += u64::from(*entry != fitting);
         *entry = fitting;
+    }
+
+    /// What the refcount of a cluster is after the repair: too low stays too low where only leaks are repaired, and too high too
+    /// high where tables are damaged.
+    fn repaired_refcount(&self, cluster: u64) -> u64 {
+        let (found, wanted) = (
+            self.checked.refcounts.get(cluster),
+            self.checked.references.get(cluster),
+        );
+        let keep = (found > wanted && self.checked.damaged) || (found < wanted && self.mode == RepairMode::Leaks);
+        if keep { found } else { wanted }
     }
 }
 
 /// The refcounts that were found.
 struct OldRefcounts<'a> {
     checked: &'a Checked,
-    per_block: u64,
 }
 
 impl<'a> OldRefcounts<'a> {
     fn of(checked: &'a Checked) -> Self {
-        Self {
-            checked,
-            per_block: (checked.header.cluster_size() * 8) >> checked.header.refcount_order,
-        }
+        Self { checked }
     }
 
     fn has_block(&self, index: u64) -> bool {

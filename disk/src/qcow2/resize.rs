@@ -16,6 +16,7 @@ use super::order::Unlinked;
 use super::tree::Walk;
 use crate::image::Image;
 use crate::in_flight::InFlightGuard;
+use crate::planted_bug::{Bug, planted};
 use crate::storage::Piece;
 use crate::{DiskError, SECTOR_SIZE};
 
@@ -76,6 +77,9 @@ impl Qcow2 {
         if size > old {
             self.grow(old, size, &alone).await?;
         } else if size < old {
+            if planted(Bug::CutOffBeforeSwitch) {
+                self.cut_off(size).await?;
+            }
             self.switch_size(size).await?;
             self.finish_shrinking().await;
         }
@@ -87,6 +91,7 @@ impl Qcow2 {
     pub(super) async fn finish_shrinking(self: &Rc<Self>) {
         if let Err(error) = self.cut_off(self.capacity()).await {
             tracing::warn!(%error, "clusters behind the end of the disk stay allocated");
+            self.leave_for_recovery();
         }
     }
 
@@ -100,6 +105,9 @@ impl Qcow2 {
         if entries > l1.len() as u64 {
             l1.resize(entries as usize, 0);
             self.switch_l1(l1, old).await?;
+        }
+        if planted(Bug::SizeBeforeZeros) {
+            self.switch_size(size).await?;
         }
         self.hide_beyond(old, size, alone).await?;
         self.switch_size(size).await

@@ -18,6 +18,7 @@ use super::snapshot_table::{MAX_TABLE_BYTES, SnapshotRecord, encode_table, table
 use super::switch::table_of;
 use crate::DiskError;
 use crate::disk::Corruption;
+use crate::planted_bug::{Bug, planted};
 
 /// The longest name, in bytes (QEMU's limit, too).
 const MAX_NAME_BYTES: usize = 255;
@@ -84,7 +85,9 @@ impl Qcow2 {
         self.check_new_name(name)?;
         let l1 = self.l1.borrow().clone();
         let record = SnapshotRecord::new(self.unused_id(), name, now(), self.capacity(), l1.len().max(1) as u32);
-        self.raise_tree(&l1).await?;
+        if !planted(Bug::ReferencesNotRaised) {
+            self.raise_tree(&l1).await?;
+        }
         match self.add_snapshot(record).await {
             Ok(record) => {
                 self.write_through().await?;
@@ -117,13 +120,18 @@ impl Qcow2 {
         }
         self.raise_tree(&l1).await?;
         let old = self.l1.borrow().clone();
+        if planted(Bug::OldTreeLoweredFirst) {
+            self.lower_tree(&old).await;
+        }
         if let Err(error) = self.activate(&l1, entries, size).await {
             if !self.durability_is_lost() {
                 self.lower_tree(&l1).await;
             }
             return Err(error.into());
         }
-        self.lower_tree(&old).await;
+        if !planted(Bug::OldTreeLoweredFirst) {
+            self.lower_tree(&old).await;
+        }
         Ok(self.write_through().await?)
     }
 
@@ -135,10 +143,16 @@ impl Qcow2 {
         let record = records.remove(index);
         let l1 = self.read_l1(&record).await?;
         let own = self.clusters_of_table(record.l1_table_offset, record.l1_bytes());
+        if planted(Bug::DeletedTreeLoweredFirst) {
+            self.lower_tree(&l1).await;
+        }
         self.switch_snapshots(records, None, own).await?;
-        self.lower_tree(&l1).await;
+        if !planted(Bug::DeletedTreeLoweredFirst) {
+            self.lower_tree(&l1).await;
+        }
         if let Err(error) = self.refresh_active_copied().await {
             tracing::warn!(%error, "clusters that are not shared any more will be copied once when they are written");
+            self.leave_for_recovery();
         }
         Ok(self.write_through().await?)
     }
@@ -150,7 +164,9 @@ impl Qcow2 {
 
     /// The rest of creating one, when all that it leads to has another reference.
     async fn add_snapshot(self: &Rc<Self>, mut record: SnapshotRecord) -> Result<SnapshotRecord, DiskError> {
-        self.refresh_active_copied().await?;
+        if !planted(Bug::CopiedFlagsKept) {
+            self.refresh_active_copied().await?;
+        }
         let l1: Vec<u64> = self.l1.borrow().iter().map(|entry| entry & !COPIED).collect();
         let table = self.write_table(table_of(&l1)).await?;
         record.l1_table_offset = table.clusters().first << self.cluster_bits;
@@ -222,6 +238,7 @@ impl Qcow2 {
         self.lower_tree(l1).await;
         if let Err(error) = self.refresh_active_copied().await {
             tracing::warn!(%error, "clusters that are not shared will be copied once when they are written");
+            self.leave_for_recovery();
         }
     }
 

@@ -14,6 +14,7 @@ use super::header::Header;
 use super::order::{Allocated, Clusters, Content, Filled, Unlinked};
 use crate::failpoint::{self, Point};
 use crate::in_flight::InFlightGuard;
+use crate::planted_bug::{Bug, planted};
 use crate::storage::Piece;
 use crate::{Buffer, DiskError};
 
@@ -79,12 +80,19 @@ impl Qcow2 {
         change: impl FnOnce(&mut Header),
     ) -> Result<(), DiskError> {
         let tables: SmallVec<[Filled; 2]> = tables.into_iter().collect();
-        self.flush_with_refcounts().await?;
+        if !planted(Bug::SwitchBeforeFlush) {
+            self.flush_with_refcounts().await?;
+        }
+        let mut old: SmallVec<[Clusters; 2]> = old.into_iter().filter(|clusters| clusters.count > 0).collect();
+        if planted(Bug::OldTableFreedFirst) {
+            for clusters in old.drain(..) {
+                self.decrement_refcounts(clusters).await?;
+            }
+        }
         let result = self.write_header_tables(change).await;
         if result.is_err() && !self.durability_is_lost() {
             return result;
         }
-        let old: SmallVec<[Clusters; 2]> = old.into_iter().filter(|clusters| clusters.count > 0).collect();
         for table in tables {
             table.linked(SmallVec::new()).release();
         }
@@ -104,7 +112,11 @@ impl Qcow2 {
         let written = match new.write_tables(&self.file).await {
             Ok(()) => {
                 failpoint::hit(Point::HeaderSwitched);
-                self.sync().await
+                if planted(Bug::NoBarrierAfterSwitch) {
+                    Ok(())
+                } else {
+                    self.sync().await
+                }
             }
             Err(error) => Err(error),
         };

@@ -96,10 +96,12 @@ impl Qcow2 {
                 // Of a part of the tree nobody knows what is left.
                 Err(error) if runs < usize::MAX / 2 => {
                     tracing::error!(%error, "clusters leak");
+                    self.leave_for_recovery();
                     return;
                 }
                 Err(error) => {
                     tracing::error!(%error, "the clusters of an L2 table leak");
+                    self.leave_for_recovery();
                     continue;
                 }
             };

@@ -10,6 +10,7 @@ use super::mapping::Kind;
 use super::order::{Allocated, Content};
 use crate::failpoint::{self, Point};
 use crate::in_flight::InFlightGuard;
+use crate::planted_bug::{Bug, planted};
 use crate::storage::{Piece, Pieces};
 use crate::{Buffer, DiskError};
 
@@ -52,12 +53,16 @@ impl Qcow2 {
         let transfers: SmallVec<[_; 4]> = targets
             .into_iter()
             .map(|(host, piece)| {
+                let kept = (!planted(Bug::WritesForgotten)).then(|| using.clone());
                 self.tasks
-                    .finish(self.file.write(host, smallvec::smallvec![piece]), using.clone())
+                    .finish(self.file.write(host, smallvec::smallvec![piece]), kept)
             })
             .collect();
         for transfer in transfers {
             transfer.await?;
+        }
+        if self.has_fleeting_links() {
+            self.flush().await?;
         }
         Ok(true)
     }
@@ -123,9 +128,10 @@ impl Qcow2 {
     /// The guest's bytes at `offset`, to be copied into a new cluster. `None` if there is nothing to write, because they
     /// are zeros and the cluster is fresh.
     async fn old_content(self: &Rc<Self>, offset: u64, length: u64, fresh: bool) -> Result<Option<Piece>, DiskError> {
-        if length == 0 {
+        if length == 0 || planted(Bug::OldContentLeftOut) {
             return Ok(None);
         }
+        let fresh = fresh || planted(Bug::ReusedCountsAsFresh);
         let extent = self.lookup(offset, length).await?;
         let is_zero = match extent.kind {
             Kind::Zero { .. } => true,
@@ -140,7 +146,8 @@ impl Qcow2 {
         }
         failpoint::hit(Point::CowRead);
         let old = Piece::whole(Buffer::zeroed(length as usize));
-        self.read_mapped(offset, old.clone()).await?;
+        // Boxed, because most writes into new clusters read nothing, and each carries the room for what it might do.
+        Box::pin(self.read_mapped(offset, old.clone())).await?;
         Ok(Some(old))
     }
 }

@@ -23,6 +23,7 @@ use super::header::INCOMPATIBLE_DIRTY;
 use super::order::Clusters;
 use crate::DiskError;
 use crate::failpoint::{self, Point};
+use crate::planted_bug::{Bug, planted};
 use crate::storage::{Piece, Pieces};
 use crate::wait::WaitList;
 
@@ -114,9 +115,20 @@ impl Qcow2 {
         if self.write_through { self.flush().await } else { Ok(()) }
     }
 
+    /// Whether links are in a cache that ends with this process: after an error, when their write-back failed. A write by way of
+    /// them is not complete either before they are in the image.
+    pub(super) fn has_fleeting_links(&self) -> bool {
+        self.write_through && (self.cache.has_dirty(Class::L2Table) || self.cache.has_dirty(Class::L1Table))
+    }
+
     /// Writes back what a flush leaves, the refcounts of clusters that left quarantine, and marks the image as closed.
-    /// For the end, when a flush is done and no task is left.
+    /// For the end, when a flush is done and no task is left. An image with leaks stays marked as open.
     pub(crate) async fn finish(self: &Rc<Self>) -> Result<(), DiskError> {
+        if planted(Bug::ClosedBeforeWritten) {
+            let mut header = self.header.borrow().clone();
+            header.incompatible_features &= !INCOMPATIBLE_DIRTY;
+            header.write_features(&self.file).await?;
+        }
         if self.cache.has_dirty(Class::RefcountBlock) || self.cache.has_dirty(Class::RefcountTable) {
             self.write_refcounts().await?;
             self.sync().await?;
@@ -124,10 +136,12 @@ impl Qcow2 {
         failpoint::hit(Point::DirtyBitClear);
         let header = {
             let mut header = self.header.borrow_mut();
-            header.incompatible_features &= !INCOMPATIBLE_DIRTY;
+            if !self.needs_recovery() {
+                header.incompatible_features &= !INCOMPATIBLE_DIRTY;
+            }
             header.clone()
         };
-        if header.version >= 3 {
+        if header.version >= 3 && !header.is_dirty() {
             header.write_features(&self.file).await?;
             self.sync().await?;
         }
@@ -189,8 +203,12 @@ impl Qcow2 {
         while self.write_back.next.borrow().wanted.get() {
             let epoch = self.write_back.next.take();
             let captured = self.capture();
+            if planted(Bug::FreedBeforeUnlinkDurable) {
+                self.release_from_quarantine(captured.unlinked.clone());
+            }
             let result = self.write_back_captured(&captured, epoch.with_refcounts.get()).await;
             match &result {
+                Ok(()) if planted(Bug::FreedBeforeUnlinkDurable) => {}
                 Ok(()) => self.release_from_quarantine(captured.unlinked),
                 Err(error) => {
                     tracing::error!(%error, "metadata could not be written back");
@@ -214,21 +232,37 @@ impl Qcow2 {
 
     async fn write_back_captured(self: &Rc<Self>, captured: &Captured, with_refcounts: bool) -> Result<(), DiskError> {
         if captured.slices.is_empty() && !with_refcounts {
+            if planted(Bug::NoBarrierWithoutLinks) {
+                return Ok(());
+            }
             return self.sync().await;
+        }
+        failpoint::hit(Point::WriteBack);
+        if planted(Bug::CleanBeforeWritten) {
+            self.cache.written_back(&captured.slices);
+        }
+        if planted(Bug::LinksBeforeRefcounts) {
+            self.write_slices(&captured.slices).await?;
         }
         failpoint::hit(Point::WriteBack);
         self.write_refcounts().await?;
         failpoint::hit(Point::DataBarrier);
-        self.sync().await?;
+        if !planted(Bug::NoBarrierBeforeLinks) {
+            self.sync().await?;
+        }
         if captured.slices.is_empty() {
             return Ok(());
         }
         failpoint::hit(Point::L2WriteBack);
-        self.write_slices(&captured.slices).await?;
+        let late = planted(Bug::CopiesTakenLate).then(|| self.capture().slices);
+        let slices = late.as_ref().unwrap_or(&captured.slices);
+        self.write_slices(slices).await?;
         failpoint::hit(Point::LinkBarrier);
-        self.sync().await?;
+        if !planted(Bug::NoBarrierAfterLinks) {
+            self.sync().await?;
+        }
         failpoint::hit(Point::LinksDurable);
-        self.cache.written_back(&captured.slices);
+        self.cache.written_back(slices);
         Ok(())
     }
 
@@ -244,7 +278,9 @@ impl Qcow2 {
         self.cache.written_back(&blocks);
         if !table.is_empty() {
             failpoint::hit(Point::ReftableBarrier);
-            self.sync().await?;
+            if !planted(Bug::NoBarrierBeforeRefcountTable) {
+                self.sync().await?;
+            }
             failpoint::hit(Point::ReftableUpdate);
             self.write_slices(&table).await?;
             self.cache.written_back(&table);

@@ -6,6 +6,7 @@ use std::rc::{Rc, Weak};
 
 use crate::Buffer;
 use crate::qcow2::cache_memory::LastingMemory;
+use crate::qcow2::token::Token;
 use crate::storage::{CrashModel, CrashPoint, SimulatedDisk};
 
 thread_local! {
@@ -15,8 +16,12 @@ thread_local! {
 }
 
 /// Memory that outlives a simulated process.
-#[derive(Default)]
-pub(super) struct SimulatedMemory(RefCell<Memory>);
+pub(super) struct SimulatedMemory {
+    memory: RefCell<Memory>,
+    /// What is made and not to be found yet.
+    unpublished: RefCell<Option<Buffer>>,
+    token: Token,
+}
 
 #[derive(Default)]
 enum Memory {
@@ -28,13 +33,18 @@ enum Memory {
 }
 
 impl SimulatedMemory {
-    pub(super) fn found(left_behind: Option<Vec<u8>>) -> Self {
-        Self(RefCell::new(left_behind.map_or(Memory::None, Memory::Found)))
+    /// What there is before, and what tells the cache that is made from others.
+    pub(super) fn found(left_behind: Option<Vec<u8>>, token: Token) -> Self {
+        Self {
+            memory: RefCell::new(left_behind.map_or(Memory::None, Memory::Found)),
+            unpublished: RefCell::default(),
+            token,
+        }
     }
 
     /// What the next process finds.
     pub(super) fn contents(&self) -> Option<Vec<u8>> {
-        match &*self.0.borrow() {
+        match &*self.memory.borrow() {
             Memory::None => None,
             Memory::Found(bytes) => Some(bytes.clone()),
             Memory::Made(buffer) => Some(buffer.to_vec()),
@@ -45,12 +55,25 @@ impl SimulatedMemory {
 impl LastingMemory for SimulatedMemory {
     fn make(&self, length: usize) -> io::Result<Buffer> {
         let buffer = Buffer::zeroed(length);
-        *self.0.borrow_mut() = Memory::Made(buffer.clone());
+        *self.unpublished.borrow_mut() = Some(buffer.clone());
         Ok(buffer)
     }
 
+    fn publish(&self) -> io::Result<()> {
+        if let Some(buffer) = self.unpublished.take() {
+            *self.memory.borrow_mut() = Memory::Made(buffer);
+        }
+        stored();
+        Ok(())
+    }
+
     fn remove(&self) {
-        *self.0.borrow_mut() = Memory::None;
+        *self.memory.borrow_mut() = Memory::None;
+        stored();
+    }
+
+    fn new_token(&self) -> Option<Token> {
+        Some(self.token)
     }
 }
 

@@ -143,6 +143,19 @@ impl SimulatedDisk {
         self.state.borrow_mut().faults = Faults::default();
     }
 
+    /// Forgets everything in flight, here and in the other files.
+    pub(crate) fn abandon(&self) {
+        let (waiting, companions) = {
+            let mut state = self.state.borrow_mut();
+            (
+                std::mem::take(&mut state.waiting),
+                std::mem::take(&mut state.companions),
+            )
+        };
+        drop(waiting);
+        companions.iter().for_each(|companion| companion.abandon());
+    }
+
     /// What a read of the whole file would return now.
     pub fn contents(&self) -> Vec<u8> {
         self.state.borrow().platter.current().to_vec()
@@ -225,13 +238,22 @@ impl State {
     /// What an operation that fails does all the same.
     fn fail(&mut self, waiting: &Waiting, kind: FaultKind) -> io::Result<usize> {
         let errno = match kind {
-            FaultKind::Short => return Ok(self.execute(&first_half(&waiting.operation, 1), waiting.started_after)),
+            FaultKind::Short => {
+                let half = first_half(&waiting.operation);
+                // A sector alone is transferred or not, or a read could find two halves of it.
+                let operation = if length_of(&half) > 0 {
+                    &half
+                } else {
+                    &waiting.operation
+                };
+                return Ok(self.execute(operation, waiting.started_after));
+            }
             FaultKind::Errno(errno) => errno,
         };
         match &waiting.operation {
             // What the device took before it gave up, nobody knows.
             Operation::Write { .. } if errno == libc::EIO => {
-                self.execute(&first_half(&waiting.operation, SECTOR), waiting.started_after);
+                self.execute(&first_half(&waiting.operation), waiting.started_after);
             }
             // The pages are clean now, whether the device has them or not: no later fdatasync tries again.
             Operation::Sync if errno != libc::EINTR => self.platter.fail_sync(waiting.started_after),
@@ -241,12 +263,12 @@ impl State {
     }
 }
 
-/// The same transfer of about half of the bytes, up to a multiple of `unit` in the file.
-fn first_half(operation: &Operation, unit: u64) -> Operation {
+/// The same transfer of about half of the bytes, up to the end of a sector.
+fn first_half(operation: &Operation) -> Operation {
     let mut half = operation.clone();
     if let Operation::Read { pieces, .. } | Operation::Write { pieces, .. } = &mut half {
-        let end = operation.offset() + (total_length(pieces) as u64 / 2).max(1);
-        let mut rest = (end / unit * unit).saturating_sub(operation.offset()) as usize;
+        let end = operation.offset() + total_length(pieces) as u64 / 2;
+        let mut rest = (end / SECTOR * SECTOR).saturating_sub(operation.offset()) as usize;
         for piece in pieces.iter_mut() {
             let taken = piece.range.len().min(rest);
             piece.range.end = piece.range.start + taken;
@@ -254,6 +276,14 @@ fn first_half(operation: &Operation, unit: u64) -> Operation {
         }
     }
     half
+}
+
+/// How many bytes are transferred.
+fn length_of(operation: &Operation) -> usize {
+    match operation {
+        Operation::Read { pieces, .. } | Operation::Write { pieces, .. } => total_length(pieces),
+        Operation::Sync | Operation::PunchHole { .. } => 0,
+    }
 }
 
 fn zeroes_within(offset: u64, length: u64, file_length: usize) -> Vec<u8> {

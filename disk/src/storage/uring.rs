@@ -68,7 +68,7 @@ impl Ring {
         };
         Ok(Rc::new(Self {
             state: RefCell::new(state),
-            finished: RefCell::default(),
+            finished: RefCell::new(Vec::with_capacity(COMPLETIONS as usize)),
         }))
     }
 

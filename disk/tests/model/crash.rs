@@ -130,30 +130,75 @@ impl Machine {
         let mut model = model;
         let interruptions = [0, 0, 1, 2][rng.random_range(0..4)];
         for interruption in 0..=interruptions {
-            if model == CrashModel::PowerLoss {
-                after = After::PowerLoss;
-            }
-            match model {
-                CrashModel::Kill => self.tally.killed[phase as usize] += 1,
-                CrashModel::PowerLoss => self.tally.power_lost[phase as usize] += 1,
-            }
+            after = self.count(model, phase, after);
             sound(platter.current(), "as the crash left it")?;
             if interruption == interruptions {
                 break;
             }
             let mut simulation = self.begin_opening(platter.clone(), left_behind.clone(), rng)?;
-            for _ in 0..rng.random_range(0..30) {
-                simulation.step();
+            phase = Phase::Recovery;
+            if rng.random_range(0..4) == 0 {
+                // Between two changes of the metadata cache.
+                simulation.watch(rng.random_range(1..12));
+                rest(&mut simulation)?;
+                if let Some(instant) = simulation.seen() {
+                    model = CrashModel::Kill;
+                    platter = instant.point.random(rng);
+                    left_behind = instant.left_behind;
+                    continue;
+                }
+            } else {
+                for _ in 0..rng.random_range(0..30) {
+                    simulation.step();
+                }
             }
             model = if rng.random() {
                 CrashModel::Kill
             } else {
                 CrashModel::PowerLoss
             };
-            phase = Phase::Recovery;
             platter = simulation.disk().crash_point(model).random(rng);
             left_behind = simulation.left_behind(model);
         }
+        self.open_and_look(platter, left_behind, after, rng)
+    }
+
+    /// The same, without further crashes on the way.
+    pub(super) fn recover_at_once(
+        &mut self,
+        platter: Platter,
+        left_behind: Option<&[u8]>,
+        model: CrashModel,
+        phase: Phase,
+        rng: &mut SmallRng,
+    ) -> Result<(), String> {
+        let after = self.count(model, phase, After::Kill);
+        sound(platter.current(), "as the crash left it")?;
+        let recovered = self.open_and_look(platter, left_behind.map(<[u8]>::to_vec), after, rng)?;
+        self.end(recovered, rng)
+    }
+
+    /// One more state was looked at. Returns what it may have lost, if that was so far what `before` says.
+    fn count(&mut self, model: CrashModel, phase: Phase, before: After) -> After {
+        match model {
+            CrashModel::Kill => {
+                self.tally.killed[phase as usize] += 1;
+                before
+            }
+            CrashModel::PowerLoss => {
+                self.tally.power_lost[phase as usize] += 1;
+                After::PowerLoss
+            }
+        }
+    }
+
+    fn open_and_look(
+        &self,
+        platter: Platter,
+        left_behind: Option<Vec<u8>>,
+        after: After,
+        rng: &mut SmallRng,
+    ) -> Result<Recovered, String> {
         let mut simulation = self.begin_opening(platter, left_behind, rng)?;
         rest(&mut simulation)?;
         match simulation.opened() {
@@ -177,7 +222,7 @@ impl Machine {
         })
     }
 
-    fn begin_opening(
+    pub(super) fn begin_opening(
         &self,
         platter: Platter,
         left_behind: Option<Vec<u8>>,

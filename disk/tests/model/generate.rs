@@ -13,6 +13,8 @@ pub enum Kind {
     Life,
     /// Crashes, too.
     Crashes,
+    /// As a life, and short: it is repeated for each of its storage operations.
+    Faults,
 }
 
 /// The script of a seed.
@@ -25,6 +27,14 @@ pub fn generate(seed: u64, kind: Kind) -> Script {
             let count = rng.random_range(30..120);
             let habits = Habits::new(&mut rng);
             ops.extend((0..count).map(|_| op(&shape, &habits, &mut rng)));
+        }
+        Kind::Faults => {
+            let habits = Habits::new(&mut rng);
+            ops.extend((0..16).map(|_| op(&shape, &habits, &mut rng)));
+            // A snapshot, and what is copied because of it.
+            ops.push(Op::Create);
+            ops.extend((0..8).map(|_| op(&shape, &habits, &mut rng)));
+            ops.extend([Op::Settle, Op::Delete(0), Op::Flush]);
         }
         Kind::Crashes => {
             for _ in 0..rng.random_range(2..5) {
@@ -46,7 +56,14 @@ fn shape(rng: &mut SmallRng) -> Shape {
         3..6 => rng.random_range(11..=13),
         _ => rng.random_range(14..=16),
     };
-    let most = if cluster_bits < 12 { 512 } else { 1024 };
+    // A block of few refcounts is soon full, and so is the table of few blocks; and the smallest cache does not hold all slices.
+    let grows = version == 3 && rng.random_range(0..5) == 0;
+    let cluster_bits = if grows { 9 } else { cluster_bits };
+    let most = match () {
+        () if grows => 3000,
+        () if cluster_bits < 12 => 512,
+        () => 1024,
+    };
     let largest = rng.random_range(16..=most);
     let sectors = rng.random_range(8..=largest);
     let below = match rng.random_range(0..8) {
@@ -63,17 +80,17 @@ fn shape(rng: &mut SmallRng) -> Shape {
     Shape {
         version,
         cluster_bits,
-        refcount_order: if version == 2 {
-            4
-        } else {
-            [4, 4, 0, 1, 2, 3, 5, 6][rng.random_range(0..8)]
+        refcount_order: match () {
+            () if grows => 6,
+            () if version == 2 => 4,
+            () => [4, 4, 0, 1, 2, 3, 5, 6][rng.random_range(0..8)],
         },
         lazy_refcounts: version == 3 && rng.random_range(0..4) == 0,
         sectors,
         largest,
         below,
         compressed,
-        cache_bytes: if rng.random() { 0 } else { 1 << 20 },
+        cache_bytes: if grows || rng.random() { 0 } else { 1 << 20 },
     }
 }
 
@@ -114,6 +131,7 @@ fn op(shape: &Shape, habits: &Habits, rng: &mut SmallRng) -> Op {
         60..62 => Op::Apply(rng.random_range(0..4)),
         62..64 => Op::Delete(rng.random_range(0..4)),
         64..67 => Op::Resize(rng.random_range(0..shape.largest)),
+        67..68 if rng.random() => Op::Age,
         67..68 => Op::Settle,
         68..69 if rng.random_range(0..3) == 0 => Op::Reopen,
         _ => Op::Steps {
@@ -141,6 +159,20 @@ fn crash(ops: &mut Vec<Op>, rng: &mut SmallRng) {
         ops.extend([Op::BeginClose, Op::Steps { count, order }]);
     }
     let first = if rng.random() { 0 } else { rng.random_range(0..64) };
+    // The barriers are where it matters, and there are few among so many operations.
+    if rng.random_range(0..3) == 0 {
+        let most = if rng.random() { 12 } else { 48 };
+        let (count, order) = (rng.random_range(0..most), rng.random());
+        let change = [
+            Op::Flush,
+            Op::Flush,
+            Op::Create,
+            Op::Apply(0),
+            Op::Delete(0),
+            Op::Resize(rng.random_range(0..1024)),
+        ];
+        ops.extend([change[rng.random_range(0..change.len())], Op::Steps { count, order }]);
+    }
     let (count, seed) = (rng.random_range(1..=10), rng.random());
     ops.push(if rng.random_range(0..5) == 0 {
         let stores = rng.random_range(1..40);

@@ -184,7 +184,7 @@ impl Builder {
         let further_sectors = (at % 512 + stored.len() - 1) / 512;
         let offset_bits = 62 - (self.bits - 8);
         self.set(entry, COMPRESSED | (further_sectors as u64) << offset_bits | at as u64);
-        if self.packed_until % self.cluster_size() == 0 {
+        if self.packed_until.is_multiple_of(self.cluster_size()) {
             self.packed_until = 0;
         }
     }

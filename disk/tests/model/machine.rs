@@ -27,6 +27,7 @@ pub struct Tally {
     pub requests: u64,
     pub reads_checked: u64,
     pub changes: u64,
+    pub failed_requests: u64,
     /// Requests and changes that the last crash ended.
     pub in_flight_at_crash: u64,
     /// Crash states looked at after a kill, by what was going on: see [`super::crash::Phase`].
@@ -45,6 +46,7 @@ impl Tally {
         self.requests += other.requests;
         self.reads_checked += other.reads_checked;
         self.changes += other.changes;
+        self.failed_requests += other.failed_requests;
         for (mine, others) in [
             (&mut self.killed, &other.killed),
             (&mut self.power_lost, &other.power_lost),
@@ -76,10 +78,16 @@ pub struct Machine {
     pub(super) next_seed: u64,
     pub(super) tally: Tally,
     pub(super) state: Option<u64>,
+    /// Requests may fail, and then nobody knows how far they came.
+    pub(super) failures_are_expected: bool,
+    /// A snapshot or resize did.
+    pub(super) change_failed: bool,
 }
 
 struct InFlight {
-    request: Cancellable,
+    outcome: Outcome,
+    /// Most requests cannot be given up: then the engine does those that are one storage operation without a task.
+    request: Option<Cancellable>,
     what: What,
     range: Range<u64>,
     begun: u64,
@@ -97,7 +105,7 @@ enum What {
 pub fn run(script: &Script) -> Result<Tally, Failure> {
     let mut op = 0;
     let mut state = None;
-    let run = std::panic::AssertUnwindSafe(|| {
+    let result = guarded(|| {
         let mut machine = Machine::new(script.shape)?;
         for (index, next) in script.ops.iter().enumerate() {
             op = index;
@@ -110,21 +118,21 @@ pub fn run(script: &Script) -> Result<Tally, Failure> {
         machine.tally.operations += machine.simulation.disk().completed_operations();
         Ok(machine.tally)
     });
-    let result = std::panic::catch_unwind(run);
-    let message = match result {
-        Ok(Ok(tally)) => return Ok(tally),
-        Ok(Err(message)) => message,
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().cloned();
-            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-            format!("panic: {}", text.unwrap_or_default())
-        }
+    result.map_err(|message| Failure { op, state, message })
+}
+
+/// Runs something in which a panic is a failure, too.
+pub(super) fn guarded<T>(run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    let panicked = |panic: Box<dyn std::any::Any + Send>| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        Err(format!("panic: {}", text.unwrap_or_default()))
     };
-    Err(Failure { op, state, message })
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_or_else(panicked)
 }
 
 impl Machine {
-    fn new(shape: Shape) -> Result<Self, String> {
+    pub(super) fn new(shape: Shape) -> Result<Self, String> {
         let fixture = Fixture::new(&shape);
         let report = judge::check(&fixture.image);
         if !report.is_clean() {
@@ -148,10 +156,12 @@ impl Machine {
             next_seed: 0,
             tally: Tally::default(),
             state: None,
+            failures_are_expected: false,
+            change_failed: false,
         })
     }
 
-    fn execute(&mut self, op: Op) -> Result<(), String> {
+    pub(super) fn execute(&mut self, op: Op) -> Result<(), String> {
         match op {
             Op::Steps { count, order } => {
                 self.simulation.reseed(order);
@@ -190,11 +200,20 @@ impl Machine {
                     .with_contents(|image| sound(image, "while it is open"))
             }
             Op::Cancel(number) => {
-                if !self.in_flight.is_empty() {
-                    let index = number % self.in_flight.len();
+                let mut cancellable = self.in_flight.iter().enumerate();
+                let count = cancellable
+                    .clone()
+                    .filter(|(_, request)| request.request.is_some())
+                    .count();
+                let mut cancellable = cancellable.by_ref().filter(|(_, request)| request.request.is_some());
+                if let Some((index, _)) = cancellable.nth(number % count.max(1)) {
                     // Its write may happen until everything has come to its end.
                     drop(self.in_flight.remove(index));
                 }
+                self.collect(u64::MAX)
+            }
+            Op::Age => {
+                self.simulation.let_metadata_age();
                 self.collect(u64::MAX)
             }
             Op::Create | Op::Apply(_) | Op::Delete(_) | Op::Resize(_) => self.begin_change(op),
@@ -248,8 +267,17 @@ impl Machine {
             }
             _ => (0..0, self.oracle.begin(), What::Flush, Command::Flush),
         };
-        let request = self.simulation.submit_cancellable(command);
+        let request = self
+            .tally
+            .requests
+            .is_multiple_of(3)
+            .then(|| self.simulation.submit_cancellable(command.clone()));
+        let outcome = match &request {
+            Some(request) => request.outcome.clone(),
+            None => self.simulation.submit(command),
+        };
         self.in_flight.push(InFlight {
+            outcome,
             request,
             what,
             range,
@@ -308,18 +336,23 @@ impl Machine {
         let is_done = |outcome: &Outcome| outcome.moment().is_some_and(|moment| moment <= until);
         let done: Vec<_> = self
             .in_flight
-            .extract_if(.., |request| is_done(&request.request.outcome))
+            .extract_if(.., |request| is_done(&request.outcome))
             .collect();
         for InFlight {
-            request,
+            outcome,
             what,
             range,
             begun,
             may_be_cut_off,
+            ..
         } in done
         {
-            if let Some(error) = request.outcome.error() {
+            if let Some(error) = outcome.error() {
                 // Then nobody knows how far it came.
+                if self.failures_are_expected {
+                    self.tally.failed_requests += 1;
+                    continue;
+                }
                 if may_be_cut_off && error.contains("end beyond the disk") {
                     continue;
                 }
@@ -340,6 +373,11 @@ impl Machine {
             match error {
                 None => self.oracle.complete_change(),
                 Some(error) if may_be_refused(&error) => self.oracle.refuse_change(),
+                // It has happened, or has not.
+                Some(_) if self.failures_are_expected => {
+                    self.tally.failed_requests += 1;
+                    self.change_failed = true;
+                }
                 Some(error) => return Err(format!("a snapshot or resize failed: {error}")),
             }
         }
@@ -361,7 +399,7 @@ impl Machine {
     }
 
     /// What a disk that is open holds: by the engine, and the snapshots by the judge from the file.
-    fn look(&mut self, image: &[u8]) -> Result<Found, String> {
+    pub(super) fn look(&mut self, image: &[u8]) -> Result<Found, String> {
         look(&mut self.simulation, image, &self.fixture.flat)
     }
 

@@ -9,10 +9,13 @@
 
 pub mod campaign;
 pub mod crash;
+pub mod faults;
 pub mod generate;
 pub mod image;
 pub mod machine;
 pub mod oracle;
+#[cfg(feature = "planted-bugs")]
+pub mod planted;
 pub mod script;
 pub mod shrink;
 pub mod stamp;

@@ -68,6 +68,8 @@ pub enum Op {
     Flush,
     /// One of the requests in flight is given up.
     Cancel(usize),
+    /// What is dirty in the metadata cache becomes old, and is written back.
+    Age,
     Create,
     Apply(usize),
     Delete(usize),

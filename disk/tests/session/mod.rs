@@ -1,6 +1,8 @@
 //! The engine on real files, driven request by request, and QEMU's tools beside it.
 #![allow(dead_code, reason = "each test that shares this uses a part of it")]
 
+pub mod fixture;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, Output, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,6 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use disk::{
     Aio, Buffer, Command, Discard, Disk, DiskError, Engine, EngineOptions, Format, OpenError, OpenOptions, Request,
 };
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
 
 /// Held while a process is started: until it runs its program, it has our open files, and with them the images' locks.
 static STARTING: Mutex<()> = Mutex::new(());
@@ -29,20 +33,25 @@ pub type Outcome = Arc<Mutex<Option<Result<(), DiskError>>>>;
 
 /// An engine with one image.
 pub struct Session {
-    engine: Engine,
-    disk: Arc<dyn Disk>,
+    pub engine: Engine,
+    pub disk: Arc<dyn Disk>,
 }
 
 impl Session {
+    /// Opens an image as the options say.
+    pub fn with(options: &OpenOptions, aio: Aio) -> Result<Self, OpenError> {
+        let engine = Engine::new(EngineOptions { aio }).expect("an engine");
+        let disk = engine.open(options)?;
+        Ok(Self { engine, disk })
+    }
+
     /// Opens an image for writing; discards give clusters up.
     pub fn try_open(path: &Path, format: Format, aio: Aio) -> Result<Self, OpenError> {
-        let engine = Engine::new(EngineOptions { aio }).expect("an engine");
         let options = OpenOptions {
             discard: Discard::Unmap,
             ..OpenOptions::new(path, format)
         };
-        let disk = engine.open(&options)?;
-        Ok(Self { engine, disk })
+        Self::with(&options, aio)
     }
 
     /// Opens an image for writing.
@@ -81,12 +90,20 @@ impl Session {
         self.wait(&outcome).unwrap_or_else(|error| panic!("{error}"));
     }
 
+    /// Starts writing `bytes` at byte `offset`.
+    pub fn start_write(&self, offset: u64, bytes: &[u8]) -> Outcome {
+        let buffer = Buffer::from_slice(bytes);
+        self.start(Command::Write { offset, buffer })
+    }
+
+    /// Writes `bytes` at byte `offset`, if that is possible.
+    pub fn try_write(&self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
+        self.wait(&self.start_write(offset, bytes))
+    }
+
     /// Writes `bytes` at byte `offset`.
     pub fn write(&self, offset: u64, bytes: &[u8]) {
-        self.run(Command::Write {
-            offset,
-            buffer: Buffer::from_slice(bytes),
-        });
+        self.try_write(offset, bytes).unwrap_or_else(|error| panic!("{error}"));
     }
 
     /// Reads `length` bytes at byte `offset`.
@@ -97,6 +114,27 @@ impl Session {
             buffer: buffer.clone(),
         });
         buffer.to_vec()
+    }
+
+    /// Random writes, zero writes and discards, one after the other, into the model, too.
+    pub fn random_writes(&self, model: &mut [u8], seed: u64, count: usize) {
+        println!("seed {seed}");
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let sectors = model.len() as u64 / 512;
+        for _ in 0..count {
+            let start = rng.random_range(0..sectors);
+            let length = rng.random_range(1..=256.min(sectors - start)) * 512;
+            let offset = start * 512;
+            let range = offset as usize..(offset + length) as usize;
+            let outcome = if rng.random_range(0..6) == 0 {
+                model[range].fill(0);
+                self.start(Command::WriteZeroes { offset, length })
+            } else {
+                model[range.clone()].fill(rng.random());
+                self.start_write(offset, &model[range])
+            };
+            self.wait(&outcome).unwrap_or_else(|error| panic!("{error}"));
+        }
     }
 
     /// Closes the image properly.

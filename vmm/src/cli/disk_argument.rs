@@ -12,6 +12,8 @@ use disk::{
     InjectionError, LimitError, Limits, OpenOptions, OptionError, ThrottledDisk,
 };
 
+use super::drive_options::{DriveOptionError, DriveOptions};
+
 /// Where an IDE drive is plugged in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot(usize);
@@ -62,6 +64,8 @@ pub struct DiskArgument {
     pub errors: ErrorPolicy,
     /// How fast it may be.
     pub limits: Limits,
+    /// What drive the guest sees.
+    pub drive: DriveOptions,
     /// Where it fails or dawdles, for tests of a guest.
     pub injections: Vec<Injection>,
 }
@@ -74,7 +78,7 @@ pub enum DiskArgumentError {
     NoPath,
     /// No such option.
     #[error(
-        "unknown option \"{0}\"; there are format=qcow2|raw, slot=hda..hdd, readonly, root, cache=, discard=, detect-zeroes=, cache-size=, werror=, rerror=, bps=, iops= and inject= (a comma in the path is written twice)"
+        "unknown option \"{0}\"; there are format=qcow2|raw, slot=hda..hdd, readonly, root, cache=, discard=, detect-zeroes=, cache-size=, werror=, rerror=, bps=, iops=, serial=, model=, firmware=, wwn=, drive=disk|cf and inject= (a comma in the path is written twice)"
     )]
     UnknownOption(String),
     /// An option that was said before.
@@ -98,6 +102,9 @@ pub enum DiskArgumentError {
     /// An injection that is not understood.
     #[error("{0}")]
     Injection(InjectionError),
+    /// A drive that cannot be.
+    #[error("{0}")]
+    Drive(#[from] DriveOptionError),
     /// A slot that is not there.
     #[error("there is no slot \"{0}\"; say hda, hdb, hdc or hdd")]
     Slot(String),
@@ -149,6 +156,7 @@ impl FromStr for DiskArgument {
         let (mut cache, mut discard, mut detect_zeroes, mut cache_size) = (None, None, None, None);
         let (mut write_errors, mut read_errors) = (None, None);
         let mut limits = Limits::default();
+        let mut drive = DriveOptions::default();
         let mut limited = BTreeSet::new();
         let mut injections = Vec::new();
         for field in fields {
@@ -168,7 +176,7 @@ impl FromStr for DiskArgument {
                 ("readonly", None) => set(&mut read_only, "readonly", true)?,
                 ("root", None) => set(&mut root, "root", true)?,
                 ("inject", Some(value)) => injections.push(value.parse()?),
-                (name, Some(value)) if limits.set(name, value)? => {
+                (name, Some(value)) if limits.set(name, value)? || drive.set(name, value)? => {
                     if !limited.insert(name.to_owned()) {
                         return Err(DiskArgumentError::Twice(name.to_owned()));
                     }
@@ -192,6 +200,7 @@ impl FromStr for DiskArgument {
                 read: read_errors.unwrap_or_default(),
             },
             limits,
+            drive,
             injections,
         })
     }
@@ -210,15 +219,12 @@ impl DiskArgument {
         }
     }
 
-    /// The disk behind what slows it down or makes it fail, if anything does.
-    pub fn decorated(&self, mut disk: Arc<dyn Disk>) -> anyhow::Result<Arc<dyn Disk>> {
+    /// The disk behind what makes it fail, if anything does, and what slows it down.
+    pub fn decorated(&self, mut disk: Arc<dyn Disk>) -> Result<Arc<ThrottledDisk>, LimitError> {
         if !self.injections.is_empty() {
             disk = Arc::new(InjectingDisk::new(disk, &self.injections));
         }
-        if !self.limits.is_unlimited() {
-            disk = Arc::new(ThrottledDisk::new(disk, &self.limits)?);
-        }
-        Ok(disk)
+        Ok(Arc::new(ThrottledDisk::new(disk, &self.limits)?))
     }
 }
 

@@ -113,7 +113,7 @@ fn serve_with(arguments: &Arguments, engine: &Engine, signals: &Signals) -> anyh
         snapshot: arguments.snapshot.clone(),
         ..image.open_options()
     })?;
-    let disk = image.decorated(disk)?;
+    let disk: Arc<dyn Disk> = image.decorated(disk)?;
     let service = Service {
         export: export(arguments, &disk),
         capabilities: Capabilities {

@@ -8,23 +8,25 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use clap::CommandFactory;
 use clap::error::ErrorKind;
-use devices::chipset::{CdRomConfig, DriveConfig, Plugged};
-use devices::ide::cd_rom_handle::Medium;
 use disk::{Aio, Engine, EngineOptions};
 use kvm_ioctls::Kvm;
 
 use super::Cli;
 use super::cd_rom_argument::CdRomArgument;
 use super::disk_argument::{DiskArgument, Slot, assign_slots, root_device};
+use crate::announcer::Announcer;
 use crate::boot::{CommandLine, Guest, Initrd, Kernel, Payload};
 use crate::console::{Console, ConsoleTarget};
+use crate::control::{self, Control};
+use crate::drives::Drives;
 use crate::exit_code::Ending;
 use crate::exits::ExitOptions;
-use crate::in_flight::Counted;
 use crate::memory::MemorySize;
 use crate::metrics::Metrics;
 use crate::milestones::Milestones;
 use crate::power::PowerSwitch;
+use crate::qmp::{Event, Server};
+use crate::qmp_clients::Clients;
 use crate::signals::Signals;
 use crate::vm::{Vm, VmConfig};
 use crate::{event_loop, host, kick};
@@ -65,6 +67,8 @@ pub struct Arguments {
     /// discard=ignore|unmap, detect-zeroes=off|on|unmap; limits per second bps, bps_rd, bps_wr, iops, iops_rd, iops_wr, each also
     /// with _max for bursts, and iops_size. For testing a guest: inject=read|write|flush|any[@FIRST[-LAST]]:eio|enospc|delay=MILLISECONDS[:skip=N][:times=N],
     /// any number of times, in sectors.
+    ///
+    /// What the guest sees: serial=, model=, firmware=, wwn=0x..., drive=disk|cf (a CompactFlash card).
     ///
     /// The format is qcow2 unless it is said; it is never guessed. Without a slot, disks take the free slots in order. With
     /// root, the kernel is told to mount the disk as its root. A comma in the path is written twice.
@@ -115,29 +119,15 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     pub metrics: Option<PathBuf>,
 
+    /// Listen on this Unix socket for commands of the QEMU Machine Protocol (QMP)
+    ///
+    /// For this user only. `query-commands` says what there is: pause and go on, eject and change media, resize, snapshots, limits.
+    #[arg(long, value_name = "SOCKET")]
+    pub qmp: Option<PathBuf>,
+
     /// End with exit code 3 when the guest resets, instead of rebooting it
     #[arg(long)]
     pub no_reboot: bool,
-}
-
-/// The disks that are plugged in: hda to hdd.
-type Drives = [Option<Drive>; Slot::COUNT];
-
-enum Drive {
-    /// With its configuration, the same in every boot, for what a drive keeps without power.
-    Disk(Arc<Counted>, DriveConfig),
-    /// With a medium and the disk that it is read through, or empty.
-    CdRom(Option<(Arc<Counted>, Medium)>),
-}
-
-impl Drive {
-    /// Whether nothing is in flight.
-    fn is_idle(&self) -> bool {
-        match self {
-            Self::Disk(disk, _) => disk.is_idle(),
-            Self::CdRom(loaded) => loaded.as_ref().is_none_or(|(disk, _)| disk.is_idle()),
-        }
-    }
 }
 
 /// Where the CD-ROM drive is, if there is one.
@@ -215,10 +205,9 @@ fn with_disks(
         // A file that cannot be written is better known before the guest has run.
         metrics.write(path)?;
     }
-    let mut drives = open_drives(slots, engine, &metrics)?;
-    if let Some(argument) = &arguments.cdrom {
-        drives[argument.slot.index()] = Some(open_cd_rom(argument, engine, &metrics)?);
-    }
+    let drives = Drives::open(slots, arguments.cdrom.as_ref(), engine, &metrics)?;
+    let announcer = Arc::new(Announcer::new(arguments.qmp.is_some())?);
+    let mut server = arguments.qmp.as_deref().map(Server::listen).transpose()?;
     // Last, so that whatever fails before prints on a terminal that is as it was.
     let mut console = Console::open(&arguments.console)?;
     let milestones = Arc::new(Milestones::since(start));
@@ -232,18 +221,29 @@ fn with_disks(
             memory: arguments.memory,
             memory_file: memory_file.clone(),
             cpus: arguments.cpus,
-            drives: plugged(&drives),
+            drives: drives.plugged(),
             output: console.output.clone(),
             input_room: console.input.room().clone(),
             power: power.clone(),
             milestones: milestones.clone(),
             exits: arguments.exits,
             metrics: metrics.clone(),
+            announcer: announcer.clone(),
         };
         let vm = Vm::new(kvm, config, payload)?.start()?;
-        let looped = event_loop::run(engine, &mut console, &vm, signals, &power, &|| {
-            report_metrics(&metrics, arguments.metrics.as_deref());
+        control::observe_trays(&vm, &drives, &announcer);
+        let clients = server.as_mut().map(|server| Clients {
+            server,
+            control: Control {
+                engine,
+                vm: &vm,
+                power: &power,
+                drives: &drives,
+            },
+            announcer: &announcer,
         });
+        let report = || report_metrics(&metrics, arguments.metrics.as_deref());
+        let looped = event_loop::run(engine, &mut console, &vm, signals, &power, &report, clients);
         // Stops the CPUs and takes the devices down.
         drop(vm);
         looped?;
@@ -251,7 +251,10 @@ fn with_disks(
             .take_ending()
             .context("The machine stopped without saying why; this is a bug in spindle")?;
         // What the machine has in flight is done before anything else happens to the disks.
-        event_loop::run_engine_until(engine, || drives.iter().flatten().all(Drive::is_idle))?;
+        event_loop::run_engine_until(engine, || drives.are_idle())?;
+        if let Some(server) = &mut server {
+            server.tell(&event_of(&ending));
+        }
         match ending {
             Ending::Reset if !arguments.no_reboot => tracing::info!("guest reset: rebooting"),
             ending => break ending,
@@ -262,6 +265,15 @@ fn with_disks(
         metrics.write(path)?;
     }
     Ok(ending)
+}
+
+/// What the control socket's clients are told of an ending.
+fn event_of(ending: &Ending) -> Event {
+    match ending {
+        Ending::Reset => Event::Reset { guest: true },
+        Ending::PowerOff => Event::Shutdown { guest: true },
+        _ => Event::Shutdown { guest: false },
+    }
 }
 
 /// Somebody wants to know what was counted so far.
@@ -285,47 +297,4 @@ fn open_memory_file(path: &Path, memory: MemorySize) -> anyhow::Result<Arc<File>
         bail!("{}: it has {length} bytes and must have {}", cannot(), memory.bytes());
     }
     Ok(Arc::new(file))
-}
-
-fn open_drives(
-    slots: &[Option<&DiskArgument>; Slot::COUNT],
-    engine: &Engine,
-    metrics: &Metrics,
-) -> anyhow::Result<Drives> {
-    let mut drives = Drives::default();
-    for (index, (drive, slot)) in drives.iter_mut().zip(slots).enumerate() {
-        let name = Slot::NAMES[index];
-        let Some(argument) = slot else { continue };
-        let disk = engine.open(&argument.open_options())?;
-        let disk = Arc::new(Counted::new(argument.decorated(disk)?, metrics.disk(name)));
-        let config = DriveConfig {
-            error_policy: argument.errors,
-            ..DriveConfig::new(disk.clone(), index)
-        };
-        *drive = Some(Drive::Disk(disk, config));
-    }
-    Ok(drives)
-}
-
-/// The CD-ROM drive and the disc that lies in it at first.
-fn open_cd_rom(argument: &CdRomArgument, engine: &Engine, metrics: &Metrics) -> anyhow::Result<Drive> {
-    let Some(path) = &argument.path else {
-        return Ok(Drive::CdRom(None));
-    };
-    let disk = argument.decorated(engine.open(&CdRomArgument::open_options(path))?);
-    let counted = Arc::new(Counted::new(disk, metrics.disk(argument.slot.name())));
-    let medium = Medium::new(counted.clone()).with_context(|| format!("{} is no image of a disc", path.display()))?;
-    Ok(Drive::CdRom(Some((counted, medium))))
-}
-
-fn plugged(drives: &Drives) -> [Option<Plugged>; Slot::COUNT] {
-    std::array::from_fn(|index| {
-        Some(match drives[index].as_ref()? {
-            Drive::Disk(_, config) => Plugged::Disk(config.clone()),
-            Drive::CdRom(loaded) => {
-                let medium = loaded.as_ref().map(|(_, medium)| medium.clone());
-                Plugged::CdRom(CdRomConfig::new(medium, index))
-            }
-        })
-    })
 }

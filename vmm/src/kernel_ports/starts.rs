@@ -42,19 +42,24 @@ impl Starts {
         }
     }
 
-    /// The start values that were written to `channel` since the last call, each once.
-    pub fn take(&self, channel: usize) -> impl Iterator<Item = u8> {
-        let events = &self.0[channel];
-        let mut poll = events.each_ref().map(|event| {
+    /// The starts that were made since the last call, each channel and value once.
+    pub fn take(&self) -> impl Iterator<Item = (usize, u8)> {
+        // Mostly there is none, which one system call tells for all.
+        let raised = self.is_any_raised();
+        self.0.iter().enumerate().flat_map(move |(channel, events)| {
+            let values = events.iter().zip(START_VALUES);
+            values.filter_map(move |(event, value)| (raised && event.read().is_ok()).then_some((channel, value)))
+        })
+    }
+
+    fn is_any_raised(&self) -> bool {
+        let [[a, b], [c, d]] = &self.0;
+        let mut poll = [a, b, c, d].map(|event| {
             // SAFETY: the event is open for as long as `self` is borrowed, which is longer than this list lives.
             let fd = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
             PollFd::from_borrowed_fd(fd, PollFlags::IN)
         });
-        // Mostly there is none, which one system call tells for all.
-        let raised = rustix::event::poll(&mut poll, Some(&Timespec::default())).map_or(true, |raised| raised > 0);
-        events
-            .iter()
-            .zip(START_VALUES)
-            .filter_map(move |(event, value)| (raised && event.read().is_ok()).then_some(value))
+        // If the question fails, the answer is in the events themselves.
+        rustix::event::poll(&mut poll, Some(&Timespec::default())).map_or(true, |raised| raised > 0)
     }
 }

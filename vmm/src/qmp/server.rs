@@ -55,9 +55,14 @@ impl Server {
         })
     }
 
-    /// The descriptor that is readable when a client comes.
-    pub fn listener(&self) -> RawFd {
-        self.listener.as_raw_fd()
+    /// Readable when a client comes.
+    pub fn listener(&self) -> &UnixListener {
+        &self.listener
+    }
+
+    /// The descriptors of all clients.
+    pub fn clients(&self) -> Vec<RawFd> {
+        self.clients.iter().map(|client| client.stream.as_raw_fd()).collect()
     }
 
     /// Takes a client that has come. Returns its descriptor, which the event loop is to watch.

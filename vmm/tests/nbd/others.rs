@@ -195,7 +195,6 @@ fn fio_verifies_what_it_wrote_at_depth_32() {
             "--size=32M",
             "--verify=crc32c",
             "--verify_fatal=1",
-            "--trim_percentage=5",
             "--fsync=64",
             "--randrepeat=1",
         ],

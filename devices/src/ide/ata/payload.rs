@@ -6,7 +6,7 @@ use super::logs::log_write_is_sound;
 use super::{Drive, Failure, Step};
 
 /// What a sector is for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Payload {
     /// WRITE BUFFER.
     Buffer,
@@ -31,8 +31,8 @@ pub(super) enum Payload {
 impl Payload {
     /// Whether a command could have asked for this.
     pub(super) fn is_sound(&self) -> bool {
-        match self {
-            Self::Log { address, page, left } => log_write_is_sound(*address, *page, *left),
+        match *self {
+            Self::Log { address, page, left } => log_write_is_sound(address, page, left),
             _ => true,
         }
     }

@@ -37,7 +37,7 @@ pub(super) enum Rest {
 }
 
 /// Who takes the data that the guest writes by PIO.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) enum Sink {
     /// The disk.
     Disk(Transfer),

@@ -3,8 +3,10 @@
 //! A request that is at the disk is saved as the work that it does, and made again when the drive is restored: reads and
 //! writes that are made twice do the same. Nothing of what is saved is trusted.
 
+use std::io;
 use std::time::Duration;
 
+use disk::DiskError;
 use serde::{Deserialize, Serialize};
 use vm_memory::GuestMemoryMmap;
 
@@ -78,7 +80,7 @@ impl Drive {
     }
 
     /// Takes on a saved state. The drive has done nothing yet since it was made. Returns the request that was at the
-    /// disk; a request that waited for the machine to go on is made again, too.
+    /// disk. A request that waited for the machine to go on still does.
     pub(in crate::ide) fn restore(
         &mut self,
         mut saved: SavedDrive,
@@ -94,7 +96,11 @@ impl Drive {
         self.interrupt = saved.interrupt;
         self.phase = saved.phase;
         self.work = saved.work;
-        self.stopped = None;
+        self.stopped = saved.stopped.then(|| DiskError::Io {
+            operation: "a request before the state was saved",
+            offset: 0,
+            error: io::ErrorKind::Other.into(),
+        });
         self.preceding = saved.preceding;
         self.last_opcode = saved.last_opcode;
         self.geometry = saved.geometry;
@@ -110,7 +116,7 @@ impl Drive {
         self.sector_buffer = saved.sector_buffer;
         self.changed = true;
         self.store();
-        Ok(self.work.as_ref().map(Work::command))
+        Ok(self.work.as_ref().filter(|_| self.stopped.is_none()).map(Work::command))
     }
 }
 

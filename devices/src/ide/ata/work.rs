@@ -81,9 +81,7 @@ impl Work {
                 search,
                 ..
             } => {
-                let (from, to) = search
-                    .as_ref()
-                    .map_or((0, memory.len() / SECTOR), |search| search.probe());
+                let (from, to) = search.as_ref().map_or((0, memory.len() / SECTOR), Search::probe);
                 DiskCommand::Read {
                     offset: transfer.offset() + from as u64 * SECTOR_SIZE,
                     buffer: if search.is_some() {

@@ -30,8 +30,8 @@ impl CdRom {
 }
 
 fn standard(identity: &Identity) -> Vec<u8> {
-    // Removable; SPC-3; ATAPI's version 3, and the response format of SPC.
-    let mut bytes = vec![PERIPHERAL, 0x80, 0x05, 0x32, 0, 0, 0, 0];
+    // Removable; SPC-3, and its response format.
+    let mut bytes = vec![PERIPHERAL, 0x80, 0x05, 0x02, 0, 0, 0, 0];
     bytes.extend(padded(VENDOR, 8));
     bytes.extend(padded(identity.model(), 16));
     bytes.extend(padded(identity.firmware(), 4));

@@ -7,7 +7,7 @@ use vm_memory::GuestMemoryMmap;
 use super::super::drive::{DriveStateError, Step};
 use super::super::registers::{Status, TaskFile};
 use super::CdRom;
-use super::blocks::Layout;
+use super::blocks::{Blocks, Layout};
 use super::mode::Parameters;
 use super::phase::{Destination, Dma, Phase, Reading};
 use super::sense::Sense;
@@ -131,7 +131,7 @@ impl SavedCdRom {
                 data && !self.in_flight
                     && bytes.is_sound(MOST_BYTES)
                     && block_fits(*block, bytes.remaining())
-                    && rest.as_ref().is_none_or(|rest| rest.is_sound())
+                    && rest.as_ref().is_none_or(Blocks::is_sound)
             }
             Phase::DataOut { list, block } => {
                 data && !self.in_flight && list.is_sound(MOST_BYTES) && block_fits(*block, list.remaining())

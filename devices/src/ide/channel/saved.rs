@@ -73,6 +73,11 @@ impl Channel {
         state.selected = usize::from(saved.second_selected);
         state.control = saved.control;
         state.bus_master = saved.bus_master;
+        // A line that was high is no news to the bus master.
+        if state.level() {
+            state.line().raise();
+            state.asserted = true;
+        }
         for (index, step) in steps.into_iter().enumerate() {
             self.submit(&mut state, index, step);
         }

@@ -1,20 +1,11 @@
-//! An engine with one image, driven request by request, and QEMU's tools beside it.
-#![allow(dead_code, reason = "each test uses a part of it")]
+//! One image, `disk.qcow2`, that QEMU made and judges.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command as Process, Stdio};
-use std::sync::{Arc, Mutex};
 
-use disk::{Buffer, Command, Discard, Disk, DiskError, Engine, EngineOptions, Format, OpenOptions, Request};
-use rand::rngs::SmallRng;
-use rand::{RngExt, SeedableRng};
+use disk::{Aio, Discard, Format, OpenOptions};
 
-pub type Outcome = Arc<Mutex<Option<Result<(), DiskError>>>>;
-
-pub struct Session {
-    pub engine: Engine,
-    pub disk: Arc<dyn Disk>,
-}
+use super::Session;
 
 fn options(path: &Path, read_only: bool, snapshot: Option<&str>) -> OpenOptions {
     OpenOptions {
@@ -25,85 +16,14 @@ fn options(path: &Path, read_only: bool, snapshot: Option<&str>) -> OpenOptions 
     }
 }
 
-/// Why an image is not opened.
-pub fn open_error(path: &Path, read_only: bool, snapshot: Option<&str>) -> String {
-    let engine = Engine::new(EngineOptions::default()).expect("an engine");
-    let opened = engine.open(&options(path, read_only, snapshot));
-    opened.err().expect("it is refused").to_string()
+fn open(options: &OpenOptions) -> Session {
+    Session::with(options, Aio::default()).unwrap_or_else(|error| panic!("{error}"))
 }
 
-impl Session {
-    fn open(options: &OpenOptions) -> Self {
-        let engine = Engine::new(EngineOptions::default()).expect("an engine");
-        let disk = engine.open(options).unwrap_or_else(|error| panic!("{error}"));
-        Self { engine, disk }
-    }
-
-    fn start(&self, command: Command) -> Outcome {
-        let outcome = Outcome::default();
-        let slot = outcome.clone();
-        let done = Box::new(move |result| *slot.lock().expect("not poisoned") = Some(result));
-        self.disk.submit(Request { command, done });
-        outcome
-    }
-
-    pub fn wait(&self, outcome: &Outcome) -> Result<(), DiskError> {
-        loop {
-            self.engine.poll();
-            if let Some(result) = outcome.lock().expect("not poisoned").take() {
-                return result;
-            }
-            std::thread::yield_now();
-        }
-    }
-
-    pub fn start_write(&self, offset: u64, bytes: &[u8]) -> Outcome {
-        let buffer = Buffer::from_slice(bytes);
-        self.start(Command::Write { offset, buffer })
-    }
-
-    pub fn try_write(&self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
-        self.wait(&self.start_write(offset, bytes))
-    }
-
-    pub fn write(&self, offset: u64, bytes: &[u8]) {
-        self.try_write(offset, bytes).unwrap_or_else(|error| panic!("{error}"));
-    }
-
-    pub fn read(&self, offset: u64, length: usize) -> Vec<u8> {
-        let buffer = Buffer::zeroed(length);
-        let outcome = self.start(Command::Read {
-            offset,
-            buffer: buffer.clone(),
-        });
-        self.wait(&outcome).unwrap_or_else(|error| panic!("{error}"));
-        buffer.to_vec()
-    }
-
-    /// Random writes, zero writes and discards, one after the other, into the model, too.
-    pub fn random_writes(&self, model: &mut [u8], seed: u64, count: usize) {
-        println!("seed {seed}");
-        let mut rng = SmallRng::seed_from_u64(seed);
-        let sectors = model.len() as u64 / 512;
-        for _ in 0..count {
-            let start = rng.random_range(0..sectors);
-            let length = rng.random_range(1..=256.min(sectors - start)) * 512;
-            let offset = start * 512;
-            let range = offset as usize..(offset + length) as usize;
-            let outcome = if rng.random_range(0..6) == 0 {
-                model[range].fill(0);
-                self.start(Command::WriteZeroes { offset, length })
-            } else {
-                model[range.clone()].fill(rng.random());
-                self.start_write(offset, &model[range])
-            };
-            self.wait(&outcome).unwrap_or_else(|error| panic!("{error}"));
-        }
-    }
-
-    pub fn close(self) {
-        self.engine.close().unwrap_or_else(|error| panic!("{error}"));
-    }
+/// Why an image is not opened.
+pub fn open_error(path: &Path, read_only: bool, snapshot: Option<&str>) -> String {
+    let opened = Session::with(&options(path, read_only, snapshot), Aio::default());
+    opened.err().expect("it is refused").to_string()
 }
 
 /// A directory with `disk.qcow2`.
@@ -127,11 +47,11 @@ impl Fixture {
     }
 
     pub fn open(&self) -> Session {
-        Session::open(&options(&self.file("disk.qcow2"), false, None))
+        open(&options(&self.file("disk.qcow2"), false, None))
     }
 
     pub fn open_snapshot(&self, id_or_name: &str) -> Session {
-        Session::open(&options(&self.file("disk.qcow2"), true, Some(id_or_name)))
+        open(&options(&self.file("disk.qcow2"), true, Some(id_or_name)))
     }
 
     pub fn img(&self, arguments: &[&str]) -> String {
