@@ -4,10 +4,8 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::process::Command;
 
-use system_tests::crash::{
-    BareMetalCampaign, LinuxCampaign, PowerCampaign, can_record, run_bare_metal, run_linux, run_power,
-};
-use system_tests::{static_spindle, workspace_folder};
+use system_tests::crash::{BareMetalCampaign, PowerCampaign, can_record, run_bare_metal, run_power};
+use system_tests::workspace_folder;
 
 const KILLS: u64 = 500;
 
@@ -59,27 +57,6 @@ fn nothing_that_completed_is_lost_in_five_hundred_kills() {
         tally.acknowledged > kills && tally.failpoint_kills > kills / 10,
         "the kills came too early to prove anything"
     );
-}
-
-#[test]
-#[ignore = "boots a guest: `cargo xtask test` runs it"]
-fn nothing_that_linux_acknowledged_is_lost_in_ten_kills() {
-    let seed =
-        std::env::var("SPINDLE_SEED").map_or_else(|_| rand::random::<u32>().into(), |seed| seed.parse().unwrap());
-    let kills = std::env::var("SPINDLE_KILLS").map_or(10, |kills| kills.parse().unwrap());
-    println!("SPINDLE_SEED={seed}");
-    let campaign = LinuxCampaign {
-        spindle: &static_spindle().unwrap(),
-        failpoints: &[],
-        kills,
-        seed,
-    };
-
-    let tally = run_linux(&campaign, |tally| println!("{} kills", tally.kills)).unwrap();
-
-    println!("{tally:#?}");
-    assert!(tally.failures.is_empty(), "{:#?}", tally.failures);
-    assert_eq!(tally.kills, kills);
 }
 
 #[test]
