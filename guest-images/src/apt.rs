@@ -73,7 +73,7 @@ fn parse_dependency(record: &str, prefix: &str) -> Option<String> {
 pub(crate) fn unpack_package(package: &str, folder: &Path) -> Result<(), Error> {
     let download = tempfile::tempdir_in(folder).map_err(Error::io("create a folder in", folder))?;
     run(tool("apt-get")?
-        .args(["-q", "download", package])
+        .args(["-q", "-o", "Acquire::Retries=5", "download", package])
         .current_dir(download.path()))?;
     let archive = only_file(download.path(), package)?;
     run(tool("dpkg-deb")?.arg("-x").arg(archive).arg(folder))?;

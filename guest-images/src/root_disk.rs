@@ -75,6 +75,7 @@ fn install_debian(folder: &Path, raw: &Path) -> Result<(), Error> {
     let mut command = tool("mmdebstrap")?;
     command.args(["--quiet", "--variant=minbase", "--format=null"]);
     command.arg(format!("--include={}", PACKAGES.join(",")));
+    command.arg("--aptopt=Acquire::Retries \"5\"");
     // Documentation has no reader here, and each file costs time on the way into the image.
     command
         .arg("--dpkgopt=path-exclude=/usr/share/doc/*")

@@ -14,9 +14,7 @@ pub fn install(packages: &[&str]) -> Result<()> {
         bail!("Missing programs. As root, run `{by_hand}`, or as it is needed here, `cargo xtask setup`");
     };
     eprintln!("Installing {}", packages.join(", "));
-    if !lists_are_there(packages)? {
-        apt_get.run(&["update"])?;
-    }
+    update_lists(&apt_get, packages)?;
     let backports = qemu_comes_from_backports()?;
     let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
     let suite;
@@ -32,6 +30,22 @@ pub fn install(packages: &[&str]) -> Result<()> {
         .with_context(|| format!("`{by_hand}` did not succeed"))
 }
 
+/// Fetches apt's lists until they have `packages`. apt-get calls it a success when a mirror did not answer.
+fn update_lists(apt_get: &AptGet, packages: &[&str]) -> Result<()> {
+    for _ in 0..3 {
+        if lists_are_there(packages)? {
+            return Ok(());
+        }
+        apt_get.run(&["update"])?;
+    }
+    ensure!(
+        lists_are_there(packages)?,
+        "apt-get update succeeds, and apt knows no {}: does a mirror not answer?",
+        packages.join(", ")
+    );
+    Ok(())
+}
+
 /// Fetches apt's lists if they are empty, as they are on a fresh machine or after `apt-get clean`: guests are made of packages that
 /// are downloaded without being installed. Where it cannot be done, images that are built already still serve.
 pub fn fill_lists() -> Result<()> {
@@ -43,7 +57,7 @@ pub fn fill_lists() -> Result<()> {
         return Ok(());
     };
     eprintln!("Fetching apt's lists");
-    if let Err(error) = apt_get.run(&["update"]) {
+    if let Err(error) = update_lists(&apt_get, &[Kernel::META_PACKAGE]) {
         eprintln!("warning: {error:#}");
     }
     Ok(())
@@ -86,7 +100,7 @@ impl AptGet {
     fn run(&self, arguments: &[&str]) -> Result<()> {
         let output = self
             .command("apt-get")
-            .arg("-q")
+            .args(["-q", "-o", "Acquire::Retries=5"])
             .args(arguments)
             .stdin(Stdio::null())
             .output();
