@@ -418,8 +418,10 @@ impl Header {
         if offset == 0 {
             return Ok(None);
         }
-        if length == 0 || length > MAX_BACKING_NAME {
-            return refuse("backing_file_size", 16, length, format!("1 to {MAX_BACKING_NAME}"));
+        let room = self.cluster_size().saturating_sub(u64::from(header_length));
+        let longest = room.min(u64::from(MAX_BACKING_NAME));
+        if length == 0 || u64::from(length) > longest {
+            return refuse("backing_file_size", 16, length, format!("1 to {longest}"));
         }
         let end = offset.saturating_add(u64::from(length));
         if offset < u64::from(header_length) || end > self.cluster_size() {
