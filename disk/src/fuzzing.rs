@@ -34,8 +34,8 @@ pub fn header(bytes: &[u8]) {
 
 /// A whole image, checked, opened for writing, read, written, closed and checked again.
 ///
-/// Where the check found nothing wrong, everything must succeed, and the check must find nothing wrong afterwards. In any case
-/// what was written is read back, and what was not written stays.
+/// Where the check found nothing wrong, what was written is read back, what was not written stays, and the check must find nothing
+/// wrong afterwards. In an image whose clusters have two owners, a write to one is a write to the other.
 pub fn image(bytes: &[u8]) {
     if Header::parse(bytes).is_ok_and(|header| header.cluster_bits > MAX_CLUSTER_BITS) {
         return;
@@ -52,7 +52,7 @@ pub fn image(bytes: &[u8]) {
         simulation,
         rng: SmallRng::seed_from_u64(seed),
     };
-    let sound = session.work();
+    let sound = session.work(was_clean);
     let closed = session.simulation.close();
     if let (true, true, Ok(bytes)) = (was_clean, sound, closed) {
         assert!(is_clean(&bytes), "a clean image was spoilt");
@@ -81,7 +81,7 @@ pub fn cache_file(bytes: &[u8]) {
             simulation,
             rng: SmallRng::seed_from_u64(0),
         };
-        session.work();
+        session.work(false);
         // Closing may fail where a slice has spoilt the image.
         let _ = session.simulation.close();
     }
@@ -165,8 +165,9 @@ impl Session {
         self.run(command).then(|| buffer.to_vec())
     }
 
-    /// Commands of all kinds at the beginning and the end of the disk. Returns whether all succeeded.
-    fn work(&mut self) -> bool {
+    /// Commands of all kinds at the beginning and the end of the disk, with a model beside them if the image `is_clean`. Returns whether
+    /// all succeeded.
+    fn work(&mut self, is_clean: bool) -> bool {
         let capacity = self.simulation.capacity() / SECTOR_SIZE * SECTOR_SIZE;
         let length = capacity.min(MODELLED);
         let mut sound = true;
@@ -182,7 +183,7 @@ impl Session {
                     sound = false;
                     break;
                 };
-                if !done {
+                if !done || !is_clean {
                     // What a failed request leaves of its own range is open.
                     model.clone_from(&now);
                 }
