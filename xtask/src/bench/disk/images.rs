@@ -19,12 +19,12 @@ pub enum Image {
     Empty,
     /// 1 GiB over [`Image::Filled`], nothing written.
     Overlay,
-    /// 1 GiB whose clusters are mapped; the data are holes.
-    Mapped1G,
-    /// The same of 64 GiB.
-    Mapped64G,
+    /// 1 GiB, of which [`PLACES`] clusters are written.
+    Sparse1G,
     /// The same of 1 TiB.
-    Mapped1T,
+    Sparse1T,
+    /// 64 GiB whose clusters are mapped; the data are holes.
+    Mapped64G,
     /// 4 GiB, every other 64 MiB written.
     HalfFull,
 }
@@ -44,9 +44,9 @@ impl Image {
             Image::FilledRaw => "filled.raw",
             Image::Empty => "empty.qcow2",
             Image::Overlay => "overlay.qcow2",
-            Image::Mapped1G => "mapped-1g.qcow2",
+            Image::Sparse1G => "sparse-1g.qcow2",
             Image::Mapped64G => "mapped-64g.qcow2",
-            Image::Mapped1T => "mapped-1t.qcow2",
+            Image::Sparse1T => "sparse-1t.qcow2",
             Image::HalfFull => "half-full.qcow2",
         }
     }
@@ -56,6 +56,9 @@ impl Image {
         matches!(self, Image::Empty | Image::Overlay)
     }
 }
+
+/// Clusters that a sparse image has.
+pub const PLACES: u64 = 4096;
 
 /// A folder of images.
 pub struct Images {
@@ -138,9 +141,9 @@ impl Images {
                     .to_owned();
                 self.create(path, "1G", &["-b", &below, "-F", "qcow2"])
             }
-            Image::Mapped1G => self.create(path, "1G", &["-o", "preallocation=metadata"]),
+            Image::Sparse1G => self.sparse(path, 1 << 30),
             Image::Mapped64G => self.create(path, "64G", &["-o", "preallocation=metadata"]),
-            Image::Mapped1T => self.create(path, "1T", &["-o", "preallocation=metadata"]),
+            Image::Sparse1T => self.sparse(path, 1 << 40),
             Image::HalfFull => {
                 self.create(path, "4G", &[])?;
                 let writes: Vec<String> = (0..32)
@@ -149,6 +152,15 @@ impl Images {
                 qemu_io(path, "qcow2", &writes)
             }
         }
+    }
+
+    /// A disk of `size` bytes of which [`PLACES`] clusters are written, all as far from each other.
+    fn sparse(&self, path: &Path, size: u64) -> Result<()> {
+        self.create(path, &size.to_string(), &[])?;
+        let writes: Vec<String> = (0..PLACES)
+            .map(|place| format!("write -P 165 {} 64k", place * (size / PLACES)))
+            .collect();
+        qemu_io(path, "qcow2", &writes)
     }
 
     fn create(&self, path: &Path, size: &str, more: &[&str]) -> Result<()> {
