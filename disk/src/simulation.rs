@@ -221,6 +221,8 @@ impl Simulation {
         Ok(self.image.is_some())
     }
 
+    /// # Panics
+    /// If the test that drives this gives a command before [`Simulation::opened`] said yes: a mistake of the test.
     fn image(&self) -> &Image {
         self.image.as_ref().expect("the image is open")
     }

@@ -191,6 +191,7 @@ impl CrashPoint {
 }
 
 fn store(image: &mut Vec<u8>, offset: u64, bytes: &[u8]) {
+    // All of a simulated file is in a vector, and the write that this is was made to one.
     let start = usize::try_from(offset).expect("a simulated file fits in memory");
     let end = start + bytes.len();
     if image.len() < end {
