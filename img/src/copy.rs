@@ -1,5 +1,6 @@
 //! Copying the content of images: several threads read, look for zeros and write; one at a time gives out places.
 
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -9,10 +10,11 @@ use anyhow::{Context, Error, Result, anyhow};
 use disk::{Compression, ImageAtRest, MapEntry, NewImage, compress_cluster, is_zero};
 
 use crate::progress::Progress;
-use crate::target::{Target, runs_of_data, write_sparsely};
+use crate::target::{Target, runs_of_data};
 
-/// What one thread reads at a time, in bytes; a multiple of every cluster size.
-const CHUNK: u64 = 2 << 20;
+/// What one thread reads at a time, in bytes, unless clusters are larger: little enough to be in the processor's cache still when it
+/// is written.
+const CHUNK: u64 = 512 << 10;
 
 /// Zeros need no data, so there may be more of them at a time, in bytes.
 const ZEROES_AT_ONCE: u64 = 1 << 30;
@@ -144,6 +146,8 @@ struct Shared<'a> {
     cursor: Mutex<(u64, u64)>,
     turn: Mutex<u64>,
     turn_changed: Condvar,
+    /// Held by the thread that writes to the file. The kernel lets one write at a time into a file, too, but has the others spin.
+    writing: Mutex<()>,
     failed: AtomicBool,
     error: Mutex<Option<Error>>,
 }
@@ -156,6 +160,7 @@ impl Copy<'_> {
             cursor: Mutex::new((self.start, 0)),
             turn: Mutex::new(0),
             turn_changed: Condvar::new(),
+            writing: Mutex::new(()),
             failed: AtomicBool::new(false),
             error: Mutex::new(None),
         };
@@ -174,6 +179,11 @@ impl Copy<'_> {
         }
     }
 
+    /// What one thread takes at a time; a multiple of the target's clusters.
+    fn chunk(&self) -> u64 {
+        self.target.unit().max(CHUNK)
+    }
+
     fn kind(&self, extent: &MapEntry) -> Kind {
         if self.sources.layers != usize::MAX && !extent.present {
             Kind::Skip
@@ -187,7 +197,7 @@ impl Copy<'_> {
 
 impl Shared<'_> {
     fn work(&self) -> Result<()> {
-        let mut buffer = vec![0; CHUNK as usize];
+        let mut buffer = vec![0; self.copy.chunk() as usize];
         while let Some(segment) = self.take()? {
             if self.failed.load(Ordering::Relaxed) {
                 return Ok(());
@@ -208,7 +218,8 @@ impl Shared<'_> {
                 return Ok(None);
             }
             // Chunks of the target, so that no two segments share a cluster.
-            let chunk_end = copy.end.min(at + CHUNK - (at - copy.start) % CHUNK);
+            let chunk = copy.chunk();
+            let chunk_end = copy.end.min(at + chunk - (at - copy.start) % chunk);
             let extent = copy.sources.extent(at, copy.end - at)?;
             let kind = copy.kind(&extent);
             let whole = at + extent.length >= chunk_end;
@@ -216,7 +227,7 @@ impl Shared<'_> {
                 let until = if at + extent.length >= copy.end {
                     copy.end
                 } else {
-                    at + extent.length - (at + extent.length - copy.start) % CHUNK
+                    at + extent.length - (at + extent.length - copy.start) % chunk
                 };
                 let length = (until - at).min(ZEROES_AT_ONCE);
                 cursor.0 = at + length;
@@ -274,7 +285,7 @@ impl Shared<'_> {
                         file.write_all_at(&zeroes[..count], guest + at)?;
                     }
                 } else {
-                    write_sparsely(file, guest, guest, data, block).context("Error while writing")?;
+                    self.write_sparsely(file, guest, guest, data, block)?;
                 }
                 Ok(())
             }
@@ -341,10 +352,20 @@ impl Shared<'_> {
                 Write::Part { .. } if data.is_empty() => {}
                 Write::Part { host, start, end } => {
                     let (part, position) = (&data[start..end], guest + start as u64);
-                    write_sparsely(image.file(), position, host, part, self.copy.sparse)
-                        .context("Error while writing")?;
+                    self.write_sparsely(image.file(), position, host, part, self.copy.sparse)?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Writes the blocks of `data` that are not zero; `data` lies at byte `offset` of the disk, and the file has it at byte `host`.
+    fn write_sparsely(&self, file: &File, offset: u64, host: u64, data: &[u8], block: u64) -> Result<()> {
+        let runs = runs_of_data(offset, data, block);
+        let _one = lock(&self.writing);
+        for (start, end) in runs {
+            file.write_all_at(&data[start..end], host + start as u64)
+                .context("Error while writing")?;
         }
         Ok(())
     }

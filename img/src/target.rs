@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -130,14 +129,6 @@ fn wait(engine: &disk::Engine) -> Result<()> {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
         Err(error) => Err(io::Error::from(error).into()),
     }
-}
-
-/// Writes the blocks of `data` that are not zero; `data` lies at byte `offset` of the disk, and a file has it at byte `host`.
-pub fn write_sparsely(file: &File, offset: u64, host: u64, data: &[u8], block: u64) -> io::Result<()> {
-    for (start, end) in runs_of_data(offset, data, block) {
-        file.write_all_at(&data[start..end], host + start as u64)?;
-    }
-    Ok(())
 }
 
 /// The runs of `data` with blocks that are not zero. Blocks begin at multiples of `block` of the disk, of which `data` lies at byte

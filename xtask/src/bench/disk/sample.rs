@@ -1,6 +1,7 @@
 //! One run of one side.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
@@ -56,6 +57,9 @@ pub fn take(side: &Side, image: &Path, programs: &Programs) -> Result<Sample> {
     if let Some(copy) = &copy {
         command.arg(copy);
     }
+    if let Some(bytes) = page_cache_of(side) {
+        warm_page_cache(image, bytes)?;
+    }
     let start = Instant::now();
     let (output, memory) = run(&mut command, side.count == Count::TimeAndMemory)?;
     let wall = start.elapsed().as_secs_f64();
@@ -73,6 +77,33 @@ pub fn take(side: &Side, image: &Path, programs: &Programs) -> Result<Sample> {
         Count::Time | Count::TimeAndMemory => wall,
     };
     Ok(Sample { seconds, memory })
+}
+
+/// How many bytes of the page cache a side fills anew, at most.
+fn page_cache_of(side: &Side) -> Option<usize> {
+    match side {
+        Side { copies_to: Some(_), .. } => Some(5 << 29),
+        Side { writes: true, .. } => Some(1 << 30),
+        _ => None,
+    }
+}
+
+/// Takes that much memory and gives it back.
+///
+/// Below a virtual machine, memory that was free for a while belongs to its host, and who uses it first waits for that: whoever
+/// happens to be measured after a pause.
+fn warm_page_cache(image: &Path, bytes: usize) -> Result<()> {
+    const BLOCK: usize = 1 << 20;
+    let path = image.with_extension("warm");
+    let warm = || {
+        let mut file = fs::File::create(&path)?;
+        let block = vec![1; BLOCK];
+        for _ in 0..bytes / BLOCK {
+            file.write_all(&block)?;
+        }
+        fs::remove_file(&path)
+    };
+    warm().with_context(|| format!("Cannot write {}", path.display()))
 }
 
 /// The time in "Run completed in 1.234 seconds."
