@@ -1,6 +1,7 @@
 //! The images that are measured on: made once, and copied or made anew for whoever writes.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -25,6 +26,8 @@ pub enum Image {
     Sparse1T,
     /// 64 GiB whose clusters are mapped; the data are holes.
     Mapped64G,
+    /// 100 GiB whose clusters are mapped, marked as not closed (qcow2 specification, "incompatible_features", bit 0).
+    Dirty100G,
     /// 4 GiB, every other 64 MiB written.
     HalfFull,
 }
@@ -46,6 +49,7 @@ impl Image {
             Image::Overlay => "overlay.qcow2",
             Image::Sparse1G => "sparse-1g.qcow2",
             Image::Mapped64G => "mapped-64g.qcow2",
+            Image::Dirty100G => "dirty-100g.qcow2",
             Image::Sparse1T => "sparse-1t.qcow2",
             Image::HalfFull => "half-full.qcow2",
         }
@@ -53,7 +57,7 @@ impl Image {
 
     /// Quickly made, so that each run gets a new one.
     fn is_made_anew(self) -> bool {
-        matches!(self, Image::Empty | Image::Overlay)
+        matches!(self, Image::Empty | Image::Overlay | Image::Dirty100G)
     }
 }
 
@@ -143,6 +147,10 @@ impl Images {
             }
             Image::Sparse1G => self.sparse(path, 1 << 30),
             Image::Mapped64G => self.create(path, "64G", &["-o", "preallocation=metadata"]),
+            Image::Dirty100G => {
+                self.create(path, "100G", &["-o", "preallocation=metadata,lazy_refcounts=on"])?;
+                mark_dirty(path)
+            }
             Image::Sparse1T => self.sparse(path, 1 << 40),
             Image::HalfFull => {
                 self.create(path, "4G", &[])?;
@@ -172,6 +180,17 @@ impl Images {
             .arg(size);
         succeed(&mut command)
     }
+}
+
+fn mark_dirty(path: &Path) -> Result<()> {
+    /// Of the last byte of "incompatible_features", which are big-endian.
+    const OFFSET: u64 = 79;
+    const DIRTY: u8 = 1;
+    fs::OpenOptions::new()
+        .write(true)
+        .open(path)
+        .and_then(|file| file.write_all_at(&[DIRTY], OFFSET))
+        .with_context(|| format!("Cannot write to {}", path.display()))
 }
 
 fn qemu_io(path: &Path, format: &str, commands: &[String]) -> Result<()> {

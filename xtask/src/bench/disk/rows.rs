@@ -208,6 +208,12 @@ pub fn all() -> Vec<Row> {
         None,
         Some(3.0),
     ));
+    rows.push(Row {
+        name: "open of 100 GiB mapped after a kill, and a write",
+        spindle: recovery(Program::Spindle),
+        peer: recovery(Program::QemuImg),
+        goal: None,
+    });
     rows.push(whole(
         "convert of 4 GiB, half of it data",
         &["convert", "-W", "-f", "qcow2", "-O", "qcow2"],
@@ -216,6 +222,19 @@ pub fn all() -> Vec<Row> {
         Some(1.0),
     ));
     rows
+}
+
+/// An image that was not closed is opened for writing; who does that repairs it first.
+fn recovery(program: Program) -> Side {
+    let arguments = ["bench", "-f", "qcow2", "-w", "-c", "1", "-d", "1", "-s", "65536"];
+    Side {
+        program,
+        arguments: arguments.map(str::to_owned).into(),
+        image: Image::Dirty100G,
+        writes: true,
+        copies_to: None,
+        count: Count::Time,
+    }
 }
 
 /// A whole run of a tool.
