@@ -12,11 +12,11 @@ for manifest in tree/*; do
     echo "FOUND $name $number $state"
 done
 if [ -f db ]; then
-    found=$(sqlite3 db "pragma integrity_check; select count(*), coalesce(max(n), 0), coalesce(sum(h <> replace(hex(zeroblob(300)), '00', printf('%06d', n))), 0) from t;" 2>&1)
+    found=$(sqlite3 db "pragma integrity_check; select count(*), coalesce(max(n), 0), coalesce(sum(h is not replace(hex(zeroblob(300)), '00', printf('%06d', n))), 0) from t;" 2>&1)
     case "$found" in *"no such table"*) found="ok 0|0|0" ;; esac
     echo "DB" $found
 fi
-dmesg | grep -E 'EXT4-fs (error|warning)|I/O error' && { echo "FAILED: the kernel complains"; exit 9; }
+dmesg | grep -E 'EXT4-fs (error|warning)|I/O error' && echo "FAILED: the kernel complains"
 echo WORK
 
 # Makes version $number of $name of the data in data.$name.$number.
@@ -45,7 +45,7 @@ while [ "$i" -lt "$ROUNDS" ]; do
     3 | 4 | 5)
         # DELETE journal with EXTRA: the directory is synced when the journal is gone, so that a transaction stays committed.
         {
-            echo "create table if not exists t(n integer primary key, h text); pragma synchronous=extra;"
+            echo "pragma synchronous=extra; create table if not exists t(n integer primary key, h text);"
             for transaction in 1 2 3 4; do
                 echo "begin immediate; insert into t(n) select coalesce(max(n), 0) + 1 from t; insert into t(n) select max(n) + 1 from t;"
                 echo "update t set h = replace(hex(zeroblob(300)), '00', printf('%06d', n)) where h is null; commit;"
@@ -60,7 +60,9 @@ while [ "$i" -lt "$ROUNDS" ]; do
         publish
         ;;
     7)
-        head -c 3000000 /dev/urandom >large && sync large && rm large && sync . && fstrim /mnt && echo "ACK trim 0"
+        head -c 3000000 /dev/urandom >large && sync large && rm large && sync . || echo "FAILED: large"
+        # A disk with discard=ignore has no TRIM.
+        [ "$(cat "/sys/block/$d/queue/discard_max_bytes")" = 0 ] || fstrim /mnt && echo "ACK trim 0" || echo "FAILED: fstrim"
         ;;
     esac
 done

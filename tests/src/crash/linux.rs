@@ -448,7 +448,8 @@ fn environment(failpoint: Option<&str>) -> Vec<String> {
 fn boot_command(disk: &Disk, seed: u32, rounds: u32, failpoint: Option<&str>) -> Vec<String> {
     // By its place: the kernel names disks in the order in which it finds them.
     let script = format!(
-        "mount -o noatime /dev/$(ls /sys/bus/scsi/devices/0:0:0:0/block) /mnt || echo FAILED: mount; SEED={seed} ROUNDS={rounds}; . /mnt/workload.sh"
+        "until d=$(ls /sys/bus/scsi/devices/0:0:0:0/block); do sleep .1; done; mount -o noatime /dev/$d /mnt || echo FAILED: mount
+cp /mnt/workload.sh /run && SEED={seed} ROUNDS={rounds} && . /run/workload.sh"
     );
     let append = format!(
         "console=ttyS0 nokaslr root=hdb ro quiet spindle.exec={}",
