@@ -1,10 +1,14 @@
 //! A stock Linux guest on ext4, killed with its VMM: what it acknowledged on its console is there after the next boot.
 //!
 //! The guest's root is the Debian guest's disk, attached read-only, so that it stays the same; it works on a small disk of its own.
-//! The place where guests run stays up, and only spindle and its guest start anew for each kill.
+//! The place where guests run stays up, and only spindle and its guest start anew for each kill. There is one such place for each
+//! CPU of this machine, and each disk is killed in one of them.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -49,46 +53,101 @@ pub struct LinuxCampaign<'a> {
 ///
 /// # Errors
 /// If guests cannot be run at all. What the campaign found is in the tally.
-pub fn run_linux(campaign: &LinuxCampaign<'_>, mut progress: impl FnMut(&Tally)) -> Result<Tally> {
+pub fn run_linux(campaign: &LinuxCampaign<'_>, progress: impl FnMut(&Tally) + Send) -> Result<Tally> {
     let begin = Instant::now();
     let store = Store::open(&target_folder(), |step| eprintln!("{step}"))?;
     let guest = Guest::get(&store, Image::Debian)?;
-    let mut host = Host::new(&store, campaign.spindle, Some(&guest))?;
-    host.guest_memory = 256;
     let folder = tempfile::tempdir()?;
-    let mut random = StdRng::seed_from_u64(campaign.seed);
-    let disks = make_disks(&host, folder.path(), campaign.kills.div_ceil(KILLS_A_DISK), &mut random)?;
-    let mut ward = Ward {
-        host: host.stand()?,
-        folder: folder.path(),
-        failpoints: campaign.failpoints,
-        random,
-        recovery: Vec::new(),
+    let disks = make_disks(folder.path(), campaign)?;
+    let account = Account {
+        tally: Mutex::new(Tally {
+            guest: "linux".to_owned(),
+            seed: campaign.seed,
+            ..Tally::default()
+        }),
+        recovery: Mutex::default(),
+        failed: AtomicBool::new(false),
+        progress: Mutex::new(Box::new(progress)),
     };
-    let mut tally = Tally {
-        guest: "linux".to_owned(),
-        seed: campaign.seed,
-        ..Tally::default()
-    };
-    for disk in &disks {
-        let until = campaign.kills.min(tally.kills + KILLS_A_DISK);
-        let mut acknowledged = Acknowledged::default();
-        let lived = ward.live(disk, until, &mut acknowledged, &mut tally, &mut progress);
-        tally.acknowledged += acknowledged.verified;
+    let cpus = thread::available_parallelism().map_or(1, usize::from);
+    let shares: Vec<&[Disk]> = disks.chunks(disks.len().div_ceil(cpus)).collect();
+    thread::scope(|scope| {
+        let wards: Vec<_> = shares
+            .iter()
+            .map(|share| scope.spawn(|| run_share(campaign, &store, &guest, folder.path(), share, &account)))
+            .collect();
+        let ends = wards.into_iter().map(|ward| match ward.join() {
+            Ok(end) => end,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        ends.collect::<Result<Vec<()>>>()
+    })?;
+    let recovery = Spread::of(&lock(&account.recovery));
+    let mut tally = lock(&account.tally).clone();
+    tally.recovery = recovery;
+    tally.seconds = begin.elapsed().as_secs_f64();
+    if !tally.failures.is_empty() {
+        keep(folder.path())?;
+    }
+    Ok(tally)
+}
+
+/// Kills under one guest after the other, in a host of their own.
+fn run_share(
+    campaign: &LinuxCampaign<'_>,
+    store: &Store,
+    guest: &Guest,
+    folder: &Path,
+    disks: &[Disk],
+    account: &Account<'_>,
+) -> Result<()> {
+    let mut host = Host::new(store, campaign.spindle, Some(guest))?;
+    host.guest_memory = 256;
+    host.add_file("disks/power-off.elf", &folder.join("power-off.elf"))?;
+    for file in disks.iter().flat_map(|disk| disk.backing.iter().chain([&disk.name])) {
+        host.add_file(&format!("disks/{file}"), &folder.join(file))?;
+    }
+    let mut standing = host.stand()?;
+    for disk in disks {
+        let mut ward = Ward {
+            host: &mut standing,
+            folder,
+            failpoints: campaign.failpoints,
+            disk,
+            random: StdRng::seed_from_u64(disk.seed),
+            acknowledged: Acknowledged::default(),
+            kills: 0,
+            account,
+        };
+        let lived = ward.live();
+        let mut tally = lock(&account.tally);
+        tally.acknowledged += ward.acknowledged.verified;
         tally.images += 1;
         if let Err(error) = lived {
             let what = format!("{error:#}");
-            let place = format!("{} after {} kills", disk.describe, tally.kills);
+            let place = format!("{} after {} kills", disk.describe, ward.kills);
             let seed = campaign.seed;
             tally.failures.push(Failure { seed, place, what });
-            keep(folder.path())?;
+            account.failed.store(true, Ordering::Relaxed);
+        }
+        if account.failed.load(Ordering::Relaxed) {
             break;
         }
     }
-    ward.host.finish()?;
-    tally.recovery = Spread::of(&ward.recovery);
-    tally.seconds = begin.elapsed().as_secs_f64();
-    Ok(tally)
+    standing.finish()
+}
+
+/// What all hosts report to.
+struct Account<'p> {
+    tally: Mutex<Tally>,
+    recovery: Mutex<Vec<Duration>>,
+    /// The others end at their next kill.
+    failed: AtomicBool,
+    progress: Mutex<Box<dyn FnMut(&Tally) + Send + 'p>>,
+}
+
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A disk under test.
@@ -99,9 +158,14 @@ struct Disk {
     backing: Option<String>,
     options: &'static str,
     describe: String,
+    /// How many processes to kill on it.
+    kills: u64,
+    /// Decides when.
+    seed: u64,
 }
 
-fn make_disks(host: &Host, folder: &Path, count: u64, random: &mut StdRng) -> Result<Vec<Disk>> {
+fn make_disks(folder: &Path, campaign: &LinuxCampaign<'_>) -> Result<Vec<Disk>> {
+    let mut random = StdRng::seed_from_u64(campaign.seed);
     let content = folder.join("content");
     std::fs::create_dir(&content)?;
     std::fs::write(content.join("workload.sh"), WORKLOAD)?;
@@ -109,9 +173,8 @@ fn make_disks(host: &Host, folder: &Path, count: u64, random: &mut StdRng) -> Re
     ext4_from_directory(&content, &raw, DISK_BYTES)?;
     let power_off = folder.join("power-off.elf");
     std::fs::write(&power_off, guest::power_off_image()?)?;
-    host.add_file("disks/power-off.elf", &power_off)?;
     let mut disks = Vec::new();
-    for number in 0..count {
+    for number in 0..campaign.kills.div_ceil(KILLS_A_DISK) {
         let clusters = [4096, 65536, 65536, 512][random.random_range(0..4)];
         let options = [
             "discard=unmap",
@@ -136,7 +199,6 @@ fn make_disks(host: &Host, folder: &Path, count: u64, random: &mut StdRng) -> Re
             let below = format!("below-{number}.qcow2");
             convert(&folder.join(&below))?;
             crate::create_overlay(&image, &below)?;
-            host.add_file(&format!("disks/{below}"), &folder.join(&below))?;
             backing = Some(below);
         } else {
             convert(&image)?;
@@ -150,25 +212,29 @@ fn make_disks(host: &Host, folder: &Path, count: u64, random: &mut StdRng) -> Re
                     .chain([image.as_os_str()]),
             )?;
         }
-        host.add_file(&format!("disks/{name}"), &image)?;
         let describe = format!("disk {number} ({shape}, clusters of {clusters}, {options})");
         disks.push(Disk {
             name,
             backing,
             options,
             describe,
+            kills: KILLS_A_DISK.min(campaign.kills - number * KILLS_A_DISK),
+            seed: random.random(),
         });
     }
     Ok(disks)
 }
 
-/// Where guests live and die.
-struct Ward<'a> {
-    host: StandingHost,
+/// Where the guests of one disk live and die.
+struct Ward<'a, 'p> {
+    host: &'a mut StandingHost,
     folder: &'a Path,
     failpoints: &'a [&'static str],
+    disk: &'a Disk,
     random: StdRng,
-    recovery: Vec<Duration>,
+    acknowledged: Acknowledged,
+    kills: u64,
+    account: &'a Account<'p>,
 }
 
 /// When a process is to be killed.
@@ -181,25 +247,23 @@ enum Plan {
     Look,
 }
 
-impl Ward<'_> {
-    fn live(
-        &mut self,
-        disk: &Disk,
-        until: u64,
-        acknowledged: &mut Acknowledged,
-        tally: &mut Tally,
-        progress: &mut impl FnMut(&Tally),
-    ) -> Result<()> {
-        while tally.kills < until {
+impl Ward<'_, '_> {
+    fn live(&mut self) -> Result<()> {
+        while self.kills < self.disk.kills {
             let plan = self.plan();
-            self.boot(disk, &plan, acknowledged, tally)?;
-            self.recover(disk, tally)?;
-            self.judge(disk)?;
+            self.boot(&plan)?;
+            self.recover()?;
+            self.judge()?;
+            let mut tally = lock(&self.account.tally);
             tally.checks += 1;
-            progress(tally);
+            lock(&self.account.progress)(&tally);
+            if self.account.failed.load(Ordering::Relaxed) {
+                return Ok(());
+            }
         }
-        self.boot(disk, &Plan::Look, acknowledged, tally)?;
-        self.judge(disk)?;
+        self.boot(&Plan::Look)?;
+        self.judge()?;
+        let mut tally = lock(&self.account.tally);
         tally.clean_ends += 1;
         tally.checks += 1;
         Ok(())
@@ -208,7 +272,7 @@ impl Ward<'_> {
     fn plan(&mut self) -> Plan {
         if !self.failpoints.is_empty() && self.random.random_ratio(2, 5) {
             let point = self.failpoints[self.random.random_range(0..self.failpoints.len())];
-            let bits = self.random.random_range(0..10);
+            let bits = self.random.random_range(0..9);
             return Plan::Failpoint(format!("{point}:{}", self.random.random_range(1..=1u64 << bits)));
         }
         Plan::After {
@@ -218,7 +282,7 @@ impl Ward<'_> {
         }
     }
 
-    fn boot(&mut self, disk: &Disk, plan: &Plan, acknowledged: &mut Acknowledged, tally: &mut Tally) -> Result<()> {
+    fn boot(&mut self, plan: &Plan) -> Result<()> {
         self.host
             .shell(&format!("rm -f {TRACE}; dd if=/dev/zero of={TRACE} bs=2048 count=1"))?;
         let rounds = if matches!(plan, Plan::Look) { 0 } else { 10_000 };
@@ -228,10 +292,10 @@ impl Ward<'_> {
         } else {
             None
         };
-        self.host.launch(&boot_command(disk, seed, rounds, failpoint))?;
+        self.host.launch(&boot_command(self.disk, seed, rounds, failpoint))?;
         let mut boot = Boot::default();
         let mut console = String::new();
-        let end = self.follow(plan, acknowledged, &mut boot, &mut console);
+        let end = self.follow(plan, &mut boot, &mut console);
         let end = end.with_context(|| format!("console:\n{}\n{}", tail(&console), self.host.stderr()))?;
         if matches!(plan, Plan::Look) {
             let fine = end.signal.is_none() && boot.worked && end.end == End::Exited(0);
@@ -251,25 +315,11 @@ impl Ward<'_> {
             tail(&console),
             self.host.stderr()
         );
-        let at_failpoint = end.signal.is_none();
-        tally.kills += 1;
-        *if at_failpoint {
-            &mut tally.failpoint_kills
-        } else {
-            &mut tally.random_kills
-        } += 1;
-        tally.kills_during_open += u64::from(console.is_empty());
-        self.note_place(at_failpoint, tally)
+        self.note_kill(end.signal.is_none(), console.is_empty())
     }
 
     /// Follows the guest until it was killed.
-    fn follow(
-        &mut self,
-        plan: &Plan,
-        acknowledged: &mut Acknowledged,
-        boot: &mut Boot,
-        console: &mut String,
-    ) -> Result<Followed> {
+    fn follow(&mut self, plan: &Plan, boot: &mut Boot, console: &mut String) -> Result<Followed> {
         let mut line = Vec::new();
         let mut kill_at = None;
         let mut killed = None;
@@ -277,7 +327,7 @@ impl Ward<'_> {
         // A failpoint that is never passed is no reason to wait for ever.
         let most = match plan {
             Plan::After { events, .. } => *events,
-            Plan::Failpoint(_) => 40,
+            Plan::Failpoint(_) => 15,
             Plan::Look => usize::MAX,
         };
         loop {
@@ -306,7 +356,7 @@ impl Ward<'_> {
                         if byte == b'\n' {
                             let text = String::from_utf8_lossy(&line).trim_end().to_owned();
                             line.clear();
-                            acknowledged
+                            self.acknowledged
                                 .take(&text, boot)
                                 .map_err(anyhow::Error::msg)
                                 .context("a promise is broken")?;
@@ -326,7 +376,7 @@ impl Ward<'_> {
     }
 
     /// Opens the disk once more and closes it: that recovers it. Every fifth time that is killed, too.
-    fn recover(&mut self, disk: &Disk, tally: &mut Tally) -> Result<()> {
+    fn recover(&mut self) -> Result<()> {
         let points: Vec<&str> = self
             .failpoints
             .iter()
@@ -338,16 +388,13 @@ impl Ward<'_> {
             let failpoint = format!("{point}:{}", self.random.random_range(1..=3));
             self.host
                 .shell(&format!("rm -f {TRACE}; dd if=/dev/zero of={TRACE} bs=2048 count=1"))?;
-            if self.power_off(disk, Some(&failpoint), tally)? == End::Signalled(9) {
-                tally.kills += 1;
-                tally.failpoint_kills += 1;
-                tally.kills_during_open += 1;
-                self.note_place(true, tally)?;
+            if self.power_off(Some(&failpoint))? == End::Signalled(9) {
+                self.note_kill(true, true)?;
             }
         }
         let begin = Instant::now();
-        let end = self.power_off(disk, None, tally)?;
-        self.recovery.push(begin.elapsed());
+        let end = self.power_off(None)?;
+        lock(&self.account.recovery).push(begin.elapsed());
         ensure!(
             end == End::Exited(0),
             "recovery ended with {end:?}\n{}",
@@ -357,7 +404,7 @@ impl Ward<'_> {
     }
 
     /// Runs a guest that powers off at once.
-    fn power_off(&mut self, disk: &Disk, failpoint: Option<&str>, tally: &mut Tally) -> Result<End> {
+    fn power_off(&mut self, failpoint: Option<&str>) -> Result<End> {
         let mut command = environment(failpoint);
         let words = [
             "./spindle",
@@ -372,13 +419,14 @@ impl Ward<'_> {
         ];
         command.extend(words.map(str::to_owned));
         command.extend(["disks/power-off.elf", "--disk"].map(str::to_owned));
-        command.push(format!("disks/{},{}", disk.name, disk.options));
+        command.push(format!("disks/{},{}", self.disk.name, self.disk.options));
         self.host.launch(&command)?;
         let begin = Instant::now();
         loop {
             match self.host.next(Duration::from_secs(5))? {
                 Happening::Ended(end) => {
                     let errors = self.host.stderr();
+                    let mut tally = lock(&self.account.tally);
                     tally.leaks_reclaimed += logged(&errors, "reclaimed");
                     tally.slices_recovered += logged(&errors, "slices");
                     return Ok(end);
@@ -389,8 +437,8 @@ impl Ward<'_> {
         }
     }
 
-    /// Which point of the write path the killed process passed last.
-    fn note_place(&mut self, at_failpoint: bool, tally: &mut Tally) -> Result<()> {
+    /// Takes account of a kill, and of which point of the write path the process passed last.
+    fn note_kill(&mut self, at_failpoint: bool, during_open: bool) -> Result<()> {
         let said = self.host.shell(&format!("od -An -tu1 -N1 {TRACE}"))?;
         let word = said.trim_matches(['|', ' ']).parse::<usize>().unwrap_or(0);
         let name = word
@@ -398,22 +446,29 @@ impl Ward<'_> {
             .and_then(|point| self.failpoints.get(point))
             .copied()
             .unwrap_or("start");
+        self.kills += 1;
+        let mut tally = lock(&self.account.tally);
+        tally.kills += 1;
+        tally.kills_during_open += u64::from(during_open);
         let kills = tally.points.entry(name.to_owned()).or_default();
-        *if at_failpoint {
-            &mut kills.failpoint
+        if at_failpoint {
+            kills.failpoint += 1;
+            tally.failpoint_kills += 1;
         } else {
-            &mut kills.random
-        } += 1;
+            kills.random += 1;
+            tally.random_kills += 1;
+        }
         Ok(())
     }
 
     /// The image has neither corruption nor leaks, and the file system on it is whole once its journal is replayed.
-    fn judge(&mut self, disk: &Disk) -> Result<()> {
+    fn judge(&mut self) -> Result<()> {
+        let disk = self.disk;
         let image = self.folder.join(&disk.name);
         self.host.fetch(&format!("disks/{}", disk.name), &image)?;
         ensure!(disk.backing.as_ref().is_none_or(|name| self.folder.join(name).exists()));
         check_image(&image, false).context("qemu-img check finds fault with the image")?;
-        let raw = self.folder.join("disk.raw");
+        let raw = image.with_extension("raw");
         crate::convert_to_raw(&image, &raw)?;
         let program = find_program("e2fsck").context("`e2fsck` is not installed; `cargo xtask setup` installs it")?;
         let preened = Command::new(program)
