@@ -225,7 +225,7 @@ fn spawn_qemu(options: &NestedOptions<'_>, ports: Vec<OwnedFd>) -> Result<Child>
     // things, an emulated timer may not tick in time.
     command.args([
         "-append",
-        "console=ttyS0 reboot=t panic=-1 quiet nokaslr mitigations=off no_timer_check",
+        "console=ttyS0 reboot=t panic=-1 quiet nokaslr mitigations=off lsm= ipv6.disable=1 no_timer_check",
     ]);
     command
         .arg("-serial")

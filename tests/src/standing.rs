@@ -20,7 +20,7 @@ pub struct StandingHost {
     /// The program's last words on the console may come behind the report of its end.
     ended: Option<End>,
     console_ended: bool,
-    /// What came before the end and was not yet looked at.
+    /// What came and was not yet looked at.
     rest: VecDeque<Event>,
     stderr: Vec<u8>,
 }
@@ -104,18 +104,14 @@ impl StandingHost {
     pub fn next(&mut self, wait: Duration) -> Result<Happening> {
         let deadline = Instant::now() + wait;
         loop {
-            if let Some(event) = self.rest.pop_front() {
-                match event {
-                    Event::Console(bytes) => return Ok(Happening::Console(bytes)),
-                    Event::Stderr(bytes) => self.stderr.extend(bytes),
-                    _ => {}
-                }
-                continue;
-            }
-            if let Some(end) = self.ended.filter(|_| self.console_ended) {
-                return Ok(Happening::Ended(end));
-            }
-            match self.event(deadline)? {
+            let event = match self.rest.pop_front() {
+                Some(event) => Some(event),
+                None => match self.ended.filter(|_| self.console_ended) {
+                    Some(end) => return Ok(Happening::Ended(end)),
+                    None => self.event(deadline)?,
+                },
+            };
+            match event {
                 None => return Ok(Happening::Nothing),
                 Some(Event::Console(mut bytes)) => {
                     if matches!(self.place, Place::Nested { .. }) && bytes.contains(&END_OF_PROGRAM) {
@@ -175,7 +171,7 @@ impl StandingHost {
         String::from_utf8_lossy(&self.stderr).into_owned()
     }
 
-    /// Runs a shell command in the work folder, and returns what it printed, with `|` for the ends of lines. No program runs meanwhile.
+    /// Runs a shell command in the work folder, and returns what it printed, with `|` for the ends of lines. A program that runs goes on.
     ///
     /// # Errors
     /// If the host takes no command.
@@ -198,7 +194,7 @@ impl StandingHost {
                 Some(Event::Said(text)) => return Ok(text),
                 Some(Event::HostLost(why)) => bail!("The host is gone: {why}"),
                 Some(Event::Stderr(bytes)) => self.stderr.extend(bytes),
-                Some(_) => {}
+                Some(event) => self.rest.push_back(event),
             }
         }
     }
