@@ -10,19 +10,19 @@ use system_tests::{
 
 /// The image is on a file system of its own, where something else takes so much that what the guest writes does not fit.
 const FILL: &str = "mkdir full && mount -t tmpfs -o size=64m tmpfs full && cp disks/data.qcow2 full && \
-    dd if=/dev/zero of=full/ballast bs=1M count=48 2>/dev/null && echo filled";
+    dd if=/dev/zero of=full/ballast bs=1M count=56 2>/dev/null && echo filled";
 
-/// Writes 32 MiB with a sum of each file, all of it random, and compares after the files have left its cache.
+/// Writes 16 MiB with a sum of each file, all of it random, and compares after the files have left its cache.
 const WORKLOAD: &str = "\
 until d=$(ls /sys/bus/scsi/devices/0:0:0:0/block); do sleep .1; done
 mkdir /run/d; mount /dev/$d /run/d && cd /run/d || exit 1
 for i in $(seq 16); do
-head -c 2M /dev/urandom >/run/x; md5sum </run/x >/run/sum$i
-cp /run/x f$i && sync && echo WROTE $i || exit 2
+dd if=/dev/urandom of=/run/x bs=1M count=1 2>/dev/null && md5sum </run/x >/run/sum$i || exit 2
+cp /run/x f$i && sync && echo WROTE $i || exit 3
 done
-cd /; umount /run/d && mount /dev/$d /run/d || exit 3
-for i in $(seq 16); do [ \"$(md5sum </run/d/f$i)\" = \"$(cat /run/sum$i)\" ] || exit 4; done
-umount /run/d; dmesg | grep -E 'ata[0-9].*(exception|failed|error)|I/O error|EXT4-fs error' && exit 5
+cd /; umount /run/d && mount /dev/$d /run/d || exit 4
+for i in $(seq 16); do [ \"$(md5sum </run/d/f$i)\" = \"$(cat /run/sum$i)\" ] || exit 5; done
+umount /run/d; dmesg | grep -E 'ata[0-9].*(exception|failed|error)|I/O error|EXT4-fs error' && exit 6
 echo WHOLE";
 
 const PAUSED: &str = "spindle: paused: disk hda: ";
@@ -100,17 +100,18 @@ fn linux_goes_on_after_space_was_made_on_a_full_file_system() {
     let host = host_with_disk();
     let boot = Boot {
         memory: 128,
-        append: "root=hdb ro".to_owned(),
+        append: format!("root=hdb ro {}", Boot::LEAN),
         ..Boot::exec("full/data.qcow2", WORKLOAD)
     };
     let mut command = boot.command().unwrap();
     for word in &mut command {
-        word.push_str(if word.starts_with("full/") { ",werror=enospc" } else { "" });
+        word.push_str(if word.starts_with("full/") {
+            ",werror=enospc"
+        } else {
+            ""
+        });
     }
-    command.extend([
-        "--disk".to_owned(),
-        format!("base/{},slot=hdb,readonly", Guest::DISK),
-    ]);
+    command.extend(["--disk".to_owned(), format!("base/{},slot=hdb,readonly", Guest::DISK)]);
     let mut machine = Machine {
         host: host.stand().unwrap(),
         console: Vec::new(),
@@ -151,7 +152,11 @@ fn linux_goes_on_after_space_was_made_on_a_full_file_system() {
         machine.host.stderr()
     );
     assert!(String::from_utf8_lossy(&output).ends_with("WHOLE\n"));
-    assert!(machine.host.stderr().contains("no space left"), "{}", machine.host.stderr());
+    assert!(
+        machine.host.stderr().contains("no space left"),
+        "{}",
+        machine.host.stderr()
+    );
     let image = host.staging().join("data.qcow2");
     machine.host.fetch("full/data.qcow2", &image).unwrap();
     check_image(&image, false).unwrap();

@@ -509,9 +509,9 @@ fn boot_command(disk: &Disk, seed: u32, rounds: u32, failpoint: Option<&str>) ->
         "until d=$(ls /sys/bus/scsi/devices/0:0:0:0/block); do sleep .1; done; mount -o noatime /dev/$d /mnt || echo FAILED: mount
 cp /mnt/workload.sh /run && SEED={seed} ROUNDS={rounds} && . /run/workload.sh"
     );
-    // What the kernel does for security costs half of the boot in the nested host, and has nothing to do with disks.
     let append = format!(
-        "console=ttyS0 nokaslr root=hdb ro quiet mitigations=off lsm= ipv6.disable=1 spindle.exec={}",
+        "console=ttyS0 nokaslr root=hdb ro quiet {} spindle.exec={}",
+        crate::Boot::LEAN,
         BASE64_STANDARD.encode(script)
     );
     let mut command = environment(failpoint);
