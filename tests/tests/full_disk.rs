@@ -101,16 +101,9 @@ fn linux_goes_on_after_space_was_made_on_a_full_file_system() {
     let boot = Boot {
         memory: 128,
         append: format!("root=hdb ro {}", Boot::LEAN),
-        ..Boot::exec("full/data.qcow2", WORKLOAD)
+        ..Boot::exec("full/data.qcow2,werror=enospc", WORKLOAD)
     };
     let mut command = boot.command().unwrap();
-    for word in &mut command {
-        word.push_str(if word.starts_with("full/") {
-            ",werror=enospc"
-        } else {
-            ""
-        });
-    }
     command.extend(["--disk".to_owned(), format!("base/{},slot=hdb,readonly", Guest::DISK)]);
     let mut machine = Machine {
         host: host.stand().unwrap(),
