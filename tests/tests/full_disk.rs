@@ -152,7 +152,7 @@ fn linux_goes_on_after_space_was_made_on_a_full_file_system() {
     );
     let image = host.staging().join("data.qcow2");
     machine.host.fetch("full/data.qcow2", &image).unwrap();
-    check_image(&image, false).unwrap();
+    check_image(&image).unwrap();
     let raw = host.staging().join("data.raw");
     convert_to_raw(&image, &raw).unwrap();
     check_ext4(&raw).unwrap();
