@@ -119,6 +119,7 @@ fn run_share(
             random: StdRng::seed_from_u64(disk.seed),
             acknowledged: Acknowledged::default(),
             kills: 0,
+            passed: vec![0; campaign.failpoints.len()],
             account,
         };
         let lived = ward.live();
@@ -237,6 +238,8 @@ struct Ward<'a, 'p> {
     random: StdRng,
     acknowledged: Acknowledged,
     kills: u64,
+    /// How often one process passed each failpoint, at most.
+    passed: Vec<u64>,
     account: &'a Account<'p>,
 }
 
@@ -274,15 +277,31 @@ impl Ward<'_, '_> {
 
     fn plan(&mut self) -> Plan {
         if !self.failpoints.is_empty() && self.random.random_ratio(2, 5) {
-            let point = self.failpoints[self.random.random_range(0..self.failpoints.len())];
-            let bits = self.random.random_range(0..9);
-            return Plan::Failpoint(format!("{point}:{}", self.random.random_range(1..=1u64 << bits)));
+            let (point, passed) = self.failpoint();
+            let bits = self.random.random_range(0..10);
+            let time = self.random.random_range(1..=passed.min(1 << bits));
+            return Plan::Failpoint(format!("{point}:{time}"));
         }
         Plan::After {
             // 0 is before the guest has looked at its disk: it may be replaying its journal.
             events: self.random.random_range(0..10),
             delay: Duration::from_millis(self.random.random_range(0..1500)),
         }
+    }
+
+    /// A failpoint, and how often a process on this disk may pass it: mostly one that was passed before.
+    fn failpoint(&mut self) -> (&'static str, u64) {
+        let known: Vec<_> = self
+            .failpoints
+            .iter()
+            .zip(&self.passed)
+            .filter(|(_, passed)| **passed > 0)
+            .collect();
+        if known.is_empty() || self.random.random_ratio(1, 8) {
+            return (self.failpoints[self.random.random_range(0..self.failpoints.len())], 4);
+        }
+        let (name, passed) = known[self.random.random_range(0..known.len())];
+        (name, *passed)
     }
 
     fn boot(&mut self, plan: &Plan) -> Result<()> {
@@ -440,20 +459,22 @@ impl Ward<'_, '_> {
         }
     }
 
-    /// Takes account of a kill, and of which point of the write path the process passed last.
+    /// Takes account of a kill, and of the points of the write path that the process passed.
     fn note_kill(&mut self, at_failpoint: bool, during_open: bool) -> Result<()> {
-        let said = self.host.shell(&format!("od -An -tu1 -N1 {TRACE}"))?;
-        let word = said.trim_matches(['|', ' ']).parse::<usize>().unwrap_or(0);
-        let name = word
-            .checked_sub(1)
-            .and_then(|point| self.failpoints.get(point))
-            .copied()
-            .unwrap_or("start");
+        let bytes = 8 * (1 + self.failpoints.len());
+        let said = self.host.shell(&format!("od -An -v -tu8 -N{bytes} {TRACE}"))?;
+        let mut words = said.split(['|', ' ']).filter_map(|word| word.parse::<u64>().ok());
+        let last = words.next().and_then(|word| usize::try_from(word).ok()?.checked_sub(1));
+        let name = last.and_then(|point| self.failpoints.get(point)).unwrap_or(&"start");
         self.kills += 1;
         let mut tally = lock(&self.account.tally);
+        for ((name, most), passed) in self.failpoints.iter().zip(&mut self.passed).zip(words) {
+            *most = passed.max(*most);
+            tally.points.entry((*name).to_owned()).or_default().passed += passed;
+        }
         tally.kills += 1;
         tally.kills_during_open += u64::from(during_open);
-        let kills = tally.points.entry(name.to_owned()).or_default();
+        let kills = tally.points.entry((*name).to_owned()).or_default();
         if at_failpoint {
             kills.failpoint += 1;
             tally.failpoint_kills += 1;
