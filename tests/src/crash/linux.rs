@@ -140,13 +140,16 @@ fn run_share(
     standing.finish()
 }
 
+/// Is told of each kill.
+type Progress<'p> = Box<dyn FnMut(&Tally) + Send + 'p>;
+
 /// What all hosts report to.
 struct Account<'p> {
     tally: Mutex<Tally>,
     recovery: Mutex<Vec<Duration>>,
     /// The others end at their next kill.
     failed: AtomicBool,
-    progress: Mutex<Box<dyn FnMut(&Tally) + Send + 'p>>,
+    progress: Mutex<Progress<'p>>,
 }
 
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
