@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use command_fds::{CommandFdExt, FdMapping};
 use guest_images::{NestedHost, find_program};
+use rustix::process::Signal;
 
 use crate::direct::pump;
 use crate::run::{End, Event, Input, Session};
@@ -163,8 +164,8 @@ impl Drop for Nested {
 }
 
 impl Session for Nested {
-    fn kill(&mut self) -> Result<()> {
-        self.command("kill -9 $(cat /run/program.pid)")
+    fn signal(&mut self, signal: Signal) -> Result<()> {
+        self.command(&format!("kill -{} $(cat /run/program.pid)", signal.as_raw()))
     }
 
     /// Has it write everything back and power off; QEMU's end closes the ports behind the last byte in them.

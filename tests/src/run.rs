@@ -4,6 +4,7 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use rustix::process::Signal;
 
 /// What the program gets on its standard input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -102,8 +103,8 @@ pub(crate) enum Event {
 
 /// A started program.
 pub(crate) trait Session {
-    /// Kills the program by SIGKILL.
-    fn kill(&mut self) -> Result<()>;
+    /// Sends the program a signal.
+    fn signal(&mut self, signal: Signal) -> Result<()>;
     /// Ends what surrounded the program. Whatever it had still to say is in the channel afterwards.
     fn finish(self: Box<Self>) -> Result<()>;
 }
@@ -126,7 +127,7 @@ pub(crate) fn follow(
             Ok(Event::HostLost(why)) => bail!("The host of the run is gone: {why}{}", log.tail()),
             Ok(event) => log.take(event, run),
             Err(_) => {
-                session.kill()?;
+                session.signal(Signal::KILL)?;
                 session.finish()?;
                 bail!(
                     "No end after {} s: {:?}{}",

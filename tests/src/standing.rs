@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
 
 use crate::direct;
 use crate::nested::{END_OF_PROGRAM, Nested};
@@ -160,9 +161,21 @@ impl StandingHost {
     /// # Errors
     /// If the host takes no command.
     pub fn kill(&mut self) -> Result<()> {
+        self.signal(Signal::KILL)
+    }
+
+    /// Has a machine that a disk error has paused go on, by SIGCONT.
+    ///
+    /// # Errors
+    /// If the host takes no command.
+    pub fn go_on(&mut self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    fn signal(&mut self, signal: Signal) -> Result<()> {
         match &mut self.place {
-            Place::Here { program, .. } => program.as_mut().map_or(Ok(()), |(session, _)| session.kill()),
-            Place::Nested { nested, .. } => nested.kill(),
+            Place::Here { program, .. } => program.as_mut().map_or(Ok(()), |(session, _)| session.signal(signal)),
+            Place::Nested { nested, .. } => nested.signal(signal),
         }
     }
 

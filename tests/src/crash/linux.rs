@@ -36,8 +36,8 @@ const DISKS_AT_LEAST: u64 = 2;
 /// A guest that says nothing new for so long hangs.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// Where the failpoints of a process in the host leave their trace.
-const TRACE: &str = "/dev/shm/spindle-trace";
+/// Where the failpoints of a process in the host leave their trace, in the work folder.
+const TRACE: &str = "trace";
 
 /// Kills under a Linux guest: which binary, how many, and from which seed.
 pub struct LinuxCampaign<'a> {
