@@ -27,6 +27,10 @@ pub struct Boot {
 const COMMAND_LINE_SIZE: usize = 2048;
 
 impl Boot {
+    /// For [`Boot::append`]: without what the kernel does for security, which has nothing to do with disks and costs half of the
+    /// boot in the nested host.
+    pub const LEAN: &str = "mitigations=off lsm= ipv6.disable=1";
+
     /// Boots from `disk` with one CPU and 512 MiB.
     pub fn new(disk: impl Into<String>) -> Boot {
         Boot {

@@ -48,11 +48,11 @@ struct Direct {
 }
 
 impl Session for Direct {
-    fn kill(&mut self) -> Result<()> {
-        match pidfd_send_signal(&self.pidfd, Signal::KILL) {
+    fn signal(&mut self, signal: Signal) -> Result<()> {
+        match pidfd_send_signal(&self.pidfd, signal) {
             // It ended just before.
             Err(rustix::io::Errno::SRCH) => Ok(()),
-            other => other.context("Cannot kill the program"),
+            other => other.context("Cannot send the program a signal"),
         }
     }
 

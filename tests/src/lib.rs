@@ -39,6 +39,6 @@ pub use boot::Boot;
 pub use exec_output::ExecOutput;
 pub use host::{Host, HostKind};
 pub use qemu_img::{check_image, convert_to_raw, create_overlay};
-pub use run::{ConsoleObserver, End, Input, Kill, Outcome, Run, Times};
+pub use run::{ConsoleObserver, End, Input, Outcome, Run, Times};
 pub use spindle::{static_spindle, static_spindle_with_failpoints, target_folder, workspace_folder};
 pub use standing::{Happening, StandingHost};

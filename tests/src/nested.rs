@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use command_fds::{CommandFdExt, FdMapping};
 use guest_images::{NestedHost, find_program};
+use rustix::process::Signal;
 
 use crate::direct::pump;
 use crate::run::{End, Event, Input, Session};
@@ -163,8 +164,8 @@ impl Drop for Nested {
 }
 
 impl Session for Nested {
-    fn kill(&mut self) -> Result<()> {
-        self.command("kill -9 $(cat /run/program.pid)")
+    fn signal(&mut self, signal: Signal) -> Result<()> {
+        self.command(&format!("kill -{} $(cat /run/program.pid)", signal.as_raw()))
     }
 
     /// Has it write everything back and power off; QEMU's end closes the ports behind the last byte in them.
@@ -225,7 +226,7 @@ fn spawn_qemu(options: &NestedOptions<'_>, ports: Vec<OwnedFd>) -> Result<Child>
     // things, an emulated timer may not tick in time.
     command.args([
         "-append",
-        "console=ttyS0 reboot=t panic=-1 quiet nokaslr mitigations=off no_timer_check",
+        "console=ttyS0 reboot=t panic=-1 quiet nokaslr mitigations=off lsm= ipv6.disable=1 no_timer_check",
     ]);
     command
         .arg("-serial")

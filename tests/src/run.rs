@@ -1,9 +1,10 @@
 //! One run of a program in a host: what to run, what to watch for, and how it ended.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use rustix::process::Signal;
 
 /// What the program gets on its standard input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,15 +16,6 @@ pub enum Input {
     Terminal,
 }
 
-/// When to kill the program by SIGKILL.
-#[derive(Clone, Debug)]
-pub struct Kill {
-    /// Not before this was on the console.
-    pub after: String,
-    /// And this long after it.
-    pub delay: Duration,
-}
-
 /// Is shown the console, piece by piece.
 pub type ConsoleObserver<'a> = Box<dyn FnMut(&[u8]) + 'a>;
 
@@ -33,8 +25,6 @@ pub struct Run<'a> {
     pub command: Vec<String>,
     /// Its standard input.
     pub input: Input,
-    /// Whether and when to kill it.
-    pub kill: Option<Kill>,
     /// When to give up, counted from the program's start.
     pub timeout: Duration,
     /// Shown the console as it comes.
@@ -47,7 +37,6 @@ impl Run<'_> {
         Run {
             command,
             input: Input::Null,
-            kill: None,
             timeout: Duration::from_secs(300),
             on_console: Box::new(|_| {}),
         }
@@ -114,8 +103,8 @@ pub(crate) enum Event {
 
 /// A started program.
 pub(crate) trait Session {
-    /// Kills the program by SIGKILL.
-    fn kill(&mut self) -> Result<()>;
+    /// Sends the program a signal.
+    fn signal(&mut self, signal: Signal) -> Result<()>;
     /// Ends what surrounded the program. Whatever it had still to say is in the channel afterwards.
     fn finish(self: Box<Self>) -> Result<()>;
 }
@@ -131,21 +120,14 @@ pub(crate) fn follow(
     nested_host: Duration,
 ) -> Result<Outcome> {
     let mut log = Log::new(nested_host);
-    let mut kill_at = None;
     let end = loop {
         let deadline = log.started + run.timeout;
-        let wait_until = kill_at.map_or(deadline, |at: Instant| at.min(deadline));
-        match events.recv_timeout(wait_until.saturating_duration_since(Instant::now())) {
+        match events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(Event::Ended(end)) => break end,
             Ok(Event::HostLost(why)) => bail!("The host of the run is gone: {why}{}", log.tail()),
             Ok(event) => log.take(event, run),
-            Err(RecvTimeoutError::Timeout) if kill_at.is_some_and(|at| at <= Instant::now()) => {
-                session.kill()?;
-                kill_at = None;
-                run.kill = None;
-            }
             Err(_) => {
-                session.kill()?;
+                session.signal(Signal::KILL)?;
                 session.finish()?;
                 bail!(
                     "No end after {} s: {:?}{}",
@@ -154,13 +136,6 @@ pub(crate) fn follow(
                     log.tail()
                 );
             }
-        }
-        if let Some(kill) = run
-            .kill
-            .as_ref()
-            .filter(|kill| kill_at.is_none() && log.contains(kill.after.as_bytes()))
-        {
-            kill_at = Some(Instant::now() + kill.delay);
         }
     };
     log.times.program = log.started.elapsed();

@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
 
 use crate::direct;
 use crate::nested::{END_OF_PROGRAM, Nested};
@@ -20,7 +21,7 @@ pub struct StandingHost {
     /// The program's last words on the console may come behind the report of its end.
     ended: Option<End>,
     console_ended: bool,
-    /// What came before the end and was not yet looked at.
+    /// What came and was not yet looked at.
     rest: VecDeque<Event>,
     stderr: Vec<u8>,
 }
@@ -104,18 +105,14 @@ impl StandingHost {
     pub fn next(&mut self, wait: Duration) -> Result<Happening> {
         let deadline = Instant::now() + wait;
         loop {
-            if let Some(event) = self.rest.pop_front() {
-                match event {
-                    Event::Console(bytes) => return Ok(Happening::Console(bytes)),
-                    Event::Stderr(bytes) => self.stderr.extend(bytes),
-                    _ => {}
-                }
-                continue;
-            }
-            if let Some(end) = self.ended.filter(|_| self.console_ended) {
-                return Ok(Happening::Ended(end));
-            }
-            match self.event(deadline)? {
+            let event = match self.rest.pop_front() {
+                Some(event) => Some(event),
+                None => match self.ended.filter(|_| self.console_ended) {
+                    Some(end) => return Ok(Happening::Ended(end)),
+                    None => self.event(deadline)?,
+                },
+            };
+            match event {
                 None => return Ok(Happening::Nothing),
                 Some(Event::Console(mut bytes)) => {
                     if matches!(self.place, Place::Nested { .. }) && bytes.contains(&END_OF_PROGRAM) {
@@ -164,9 +161,21 @@ impl StandingHost {
     /// # Errors
     /// If the host takes no command.
     pub fn kill(&mut self) -> Result<()> {
+        self.signal(Signal::KILL)
+    }
+
+    /// Has a machine that a disk error has paused go on, by SIGCONT.
+    ///
+    /// # Errors
+    /// If the host takes no command.
+    pub fn go_on(&mut self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    fn signal(&mut self, signal: Signal) -> Result<()> {
         match &mut self.place {
-            Place::Here { program, .. } => program.as_mut().map_or(Ok(()), |(session, _)| session.kill()),
-            Place::Nested { nested, .. } => nested.kill(),
+            Place::Here { program, .. } => program.as_mut().map_or(Ok(()), |(session, _)| session.signal(signal)),
+            Place::Nested { nested, .. } => nested.signal(signal),
         }
     }
 
@@ -175,7 +184,7 @@ impl StandingHost {
         String::from_utf8_lossy(&self.stderr).into_owned()
     }
 
-    /// Runs a shell command in the work folder, and returns what it printed, with `|` for the ends of lines. No program runs meanwhile.
+    /// Runs a shell command in the work folder, and returns what it printed, with `|` for the ends of lines. A program that runs goes on.
     ///
     /// # Errors
     /// If the host takes no command.
@@ -198,7 +207,7 @@ impl StandingHost {
                 Some(Event::Said(text)) => return Ok(text),
                 Some(Event::HostLost(why)) => bail!("The host is gone: {why}"),
                 Some(Event::Stderr(bytes)) => self.stderr.extend(bytes),
-                Some(_) => {}
+                Some(event) => self.rest.push_back(event),
             }
         }
     }

@@ -39,7 +39,7 @@ fn debian_writes_by_dma_and_finds_it_after_the_next_boot() {
     assert_eq!(lines[2].split_whitespace().collect::<Vec<_>>(), ["/dev/sda", "ext4"]);
     assert_eq!(lines[3], found.trim_end());
     let image = host.fetch(Host::ROOT_DISK).unwrap();
-    let verdict = check_image(&image, false).unwrap();
+    let verdict = check_image(&image).unwrap();
     assert!(verdict.contains("No errors were found"), "{verdict}");
     let raw = host.staging().join("root.raw");
     convert_to_raw(&image, &raw).unwrap();

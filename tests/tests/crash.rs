@@ -1,13 +1,25 @@
-//! Promise K on the real thing: five hundred kills under a bare-metal guest, each sector compared after each.
+//! Promise K on the real thing: five hundred kills under a bare-metal guest, each sector compared after each, and ten under a stock
+//! Linux, which looks for all that it had made durable.
 
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::Command;
 
-use system_tests::crash::{BareMetalCampaign, PowerCampaign, can_record, run_bare_metal, run_power};
-use system_tests::workspace_folder;
+use system_tests::crash::{
+    BareMetalCampaign, LinuxCampaign, PowerCampaign, can_record, run_bare_metal, run_linux, run_power,
+};
+use system_tests::{static_spindle, workspace_folder};
 
 const KILLS: u64 = 500;
+const LINUX_KILLS: u64 = 10;
+
+/// Decides what a test does; drawn, and printed.
+fn seed() -> u64 {
+    let seed =
+        std::env::var("SPINDLE_SEED").map_or_else(|_| rand::random::<u32>().into(), |seed| seed.parse().unwrap());
+    println!("SPINDLE_SEED={seed}");
+    seed
+}
 
 /// The `spindle` of the profile that this test is built with; a debug build has failpoints.
 fn spindle() -> PathBuf {
@@ -32,10 +44,8 @@ fn nothing_that_completed_is_lost_in_five_hundred_kills() {
         eprintln!("left out: this machine has no /dev/kvm that we may open");
         return;
     }
-    let seed =
-        std::env::var("SPINDLE_SEED").map_or_else(|_| rand::random::<u32>().into(), |seed| seed.parse().unwrap());
+    let seed = seed();
     let kills = std::env::var("SPINDLE_KILLS").map_or(KILLS, |kills| kills.parse().unwrap());
-    println!("SPINDLE_SEED={seed}");
     let folder = tempfile::tempdir().unwrap();
     let campaign = BareMetalCampaign {
         spindle: &spindle(),
@@ -69,9 +79,7 @@ fn a_power_loss_takes_nothing_that_was_flushed() {
         eprintln!("left out: {error:#}");
         return;
     }
-    let seed =
-        std::env::var("SPINDLE_SEED").map_or_else(|_| rand::random::<u32>().into(), |seed| seed.parse().unwrap());
-    println!("SPINDLE_SEED={seed}");
+    let seed = seed();
     let folder = tempfile::tempdir().unwrap();
     let campaign = PowerCampaign {
         spindle: &spindle(),
@@ -90,4 +98,22 @@ fn a_power_loss_takes_nothing_that_was_flushed() {
             .all(|column| column.violations() == 0 && column.syncs > 0),
         "{columns:#?}"
     );
+}
+
+#[test]
+#[ignore = "boots a guest: `cargo xtask test` runs it"]
+fn nothing_that_linux_made_durable_is_lost_in_ten_kills() {
+    let campaign = LinuxCampaign {
+        spindle: &static_spindle().unwrap(),
+        failpoints: &[],
+        kills: LINUX_KILLS,
+        seed: seed(),
+    };
+
+    let tally = run_linux(&campaign, |tally| println!("{} kills", tally.kills)).unwrap();
+
+    println!("{tally:#?}");
+    assert!(tally.failures.is_empty(), "{:#?}", tally.failures);
+    assert_eq!(tally.kills, LINUX_KILLS);
+    assert!(tally.acknowledged > 0, "the kills came too early to prove anything");
 }

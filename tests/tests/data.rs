@@ -46,7 +46,7 @@ fn sums_of_the_guest_and_of_the_host_are_equal_after_256_mib_of_verified_fio() {
     let sums = sums(&String::from_utf8(output).unwrap());
     assert_eq!(sums.len(), 182, "fio, sparse and 180 small files");
     let image = host.fetch(Host::ROOT_DISK).unwrap();
-    let verdict = check_image(&image, false).unwrap();
+    let verdict = check_image(&image).unwrap();
     assert!(verdict.contains("No errors were found"), "{verdict}");
     let raw = host.staging().join("root.raw");
     convert_to_raw(&image, &raw).unwrap();

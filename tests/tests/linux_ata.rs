@@ -216,7 +216,7 @@ fn linux_finds_nothing_wrong_with_the_disks_and_the_right_errors() {
     assert!(blocks * 512 < 80 << 20, "hdb takes {blocks} sectors of the host");
     judge_errors(&said);
     for disk in ["disks/hdb.qcow2", "disks/hdc.qcow2", Host::ROOT_DISK] {
-        let verdict = check_image(&host.fetch(disk).unwrap(), false).unwrap();
+        let verdict = check_image(&host.fetch(disk).unwrap()).unwrap();
         assert!(verdict.contains("No errors were found"), "{disk}: {verdict}");
     }
 }

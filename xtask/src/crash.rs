@@ -31,6 +31,10 @@ pub struct Options {
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
 
+    /// A static binary with failpoints, instead of one that is built now
+    #[arg(long, value_name = "FILE")]
+    spindle: Option<PathBuf>,
+
     /// Write crash.json and the report into this folder
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
@@ -47,8 +51,12 @@ pub fn crash(options: &Options) -> Result<ExitCode> {
             NestedHost::get(&store)?;
         }
     }
-    say(&progress, "building spindle with failpoints (cargo build --release)");
-    let spindle = static_spindle_with_failpoints()?;
+    let spindle = if let Some(given) = &options.spindle {
+        given.clone()
+    } else {
+        say(&progress, "building spindle with failpoints (cargo build --release)");
+        static_spindle_with_failpoints()?
+    };
     progress.finish_and_clear();
     eprintln!("seed {seed}");
     let mut tallies = Vec::new();

@@ -54,7 +54,7 @@ fn kept_disk_remembers_and_fresh_overlay_forgets() {
         "{}",
         String::from_utf8_lossy(&second.stderr)
     );
-    system_tests::check_image(&folder.path().join("tiny.qcow2"), false).unwrap();
+    system_tests::check_image(&folder.path().join("tiny.qcow2")).unwrap();
 }
 
 #[test]

@@ -21,6 +21,9 @@ pub(super) struct Boot {
     pub(super) events: usize,
 }
 
+/// What the guest says where it cannot go on, and its kernel of a disk that fails.
+const TROUBLE: [&str; 4] = ["FAILED", "I/O error", "EXT4-fs error", "EXT4-fs warning"];
+
 /// The name of the database among the files.
 const DATABASE: &str = "db";
 
@@ -49,7 +52,7 @@ impl Acknowledged {
                 self.versions.insert(name.to_owned(), number(version)?);
                 boot.events += 1;
             }
-            _ if line.contains("FAILED") => return Err(line.to_owned()),
+            _ if TROUBLE.iter().any(|words| line.contains(words)) => return Err(line.to_owned()),
             _ => {}
         }
         Ok(())
@@ -112,6 +115,16 @@ mod tests {
         ] {
             let lines = ["WORK", "ACK a 1", "ACK a 2", "ACK trim 0", "-- killed", found, "WORK"];
             assert_eq!(account(&lines).is_ok(), right, "{found}");
+        }
+    }
+
+    #[test]
+    fn what_fails_in_the_guest_is_a_failure() {
+        for line in [
+            "FAILED: sqlite3",
+            "[    9.1] I/O error, dev sda, sector 8 op 0x1:(WRITE)",
+        ] {
+            assert!(account(&["WORK", line]).is_err(), "{line}");
         }
     }
 
