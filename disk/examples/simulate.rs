@@ -42,6 +42,10 @@ struct Options {
     #[arg(long, value_name = "N")]
     planted_bugs: Option<u64>,
 
+    /// Of the planted bugs just the one with this name
+    #[arg(long, value_name = "NAME", requires = "planted_bugs")]
+    bug: Option<String>,
+
     /// Where to write simulate.json
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
@@ -65,7 +69,7 @@ fn main() -> ExitCode {
         passed &= faults(&mut report, options.faults);
     }
     if let Some(most) = options.planted_bugs {
-        passed &= planted_bugs(&mut report, most);
+        passed &= planted_bugs(&mut report, most, options.bug.as_deref());
     }
     report["passed"] = json!(passed);
     if let Some(folder) = &options.report
@@ -202,12 +206,13 @@ fn said(result: &Campaign, kind: Kind) -> bool {
 }
 
 #[cfg(feature = "planted-bugs")]
-fn planted_bugs(report: &mut Value, most: u64) -> bool {
+fn planted_bugs(report: &mut Value, most: u64, only: Option<&str>) -> bool {
     use disk::planted_bug::Bug;
     let mut rows = Vec::new();
     let mut passed = true;
     println!("| where | bug | caught by script | as |\n|---|---|---|---|");
-    for &bug in Bug::ALL {
+    let is_wanted = |bug: &&Bug| only.is_none_or(|name| format!("{bug:?}") == name);
+    for &bug in Bug::ALL.iter().filter(is_wanted) {
         let caught = model::planted::hunt(bug, most);
         passed &= caught.failure.is_some();
         let line = caught

@@ -329,6 +329,20 @@ impl Simulation {
         progress || self.go_on_closing()
     }
 
+    /// The same, but what was delayed by [`SimulatedDisk::delay_last`] stays in flight.
+    pub fn step_undelayed(&mut self) -> bool {
+        let progress = self.disk.complete_undelayed(&mut self.rng);
+        self.tasks.run();
+        progress || self.go_on_closing()
+    }
+
+    /// Lets storage operations complete until so many fdatasyncs more have begun, or nothing is in flight that is not delayed. The
+    /// last of them is in flight then, and what it is to make durable is not.
+    pub fn step_to_barrier(&mut self, barriers: u64) {
+        let enough = self.disk.started_syncs() + barriers;
+        while self.disk.started_syncs() < enough && self.step_undelayed() {}
+    }
+
     /// Lets the oldest of those storage operations in flight that `chosen` picks complete, and everything go on that waited
     /// for it. Returns false when there is none.
     pub fn step_where(&mut self, chosen: impl FnMut(&Operation) -> bool) -> bool {

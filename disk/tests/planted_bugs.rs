@@ -21,10 +21,14 @@ fn bugs_in_each_step_and_at_each_barrier_are_caught() {
         Bug::LinksBeforeRefcounts,
         Bug::NoBarrierBeforeLinks,
         Bug::NoBarrierAfterLinks,
+        Bug::NoBarrierBeforeRefcountTable,
         Bug::CopiesTakenLate,
         Bug::DirtyNotAnnounced,
         Bug::SurvivorsIgnored,
         Bug::RefcountsNotRebuilt,
+        Bug::CountsWhatIsNotDurable,
+        Bug::ReadersDoNotWait,
+        Bug::WritesForgotten,
     ] {
         let caught = model::planted::hunt(bug, MOST_SCRIPTS);
         println!(

@@ -35,12 +35,15 @@ struct State {
     /// How many writes have completed in all; the sequence number of the next.
     completed_writes: u64,
     completed_operations: u64,
+    started_syncs: u64,
     faults: Faults,
 }
 
 struct Waiting {
     operation: Operation,
     ticket: Ticket,
+    /// It completes after all that is not delayed.
+    delayed: bool,
     /// Writes with a smaller sequence number had completed when this began.
     started_after: u64,
 }
@@ -60,6 +63,7 @@ impl SimulatedDisk {
             // Those that were completed before count as number 0.
             completed_writes: 1,
             completed_operations: 0,
+            started_syncs: 0,
             faults: Faults::default(),
         };
         Rc::new(Self {
@@ -77,24 +81,50 @@ impl SimulatedDisk {
         self.state.borrow().completed_operations
     }
 
+    /// How many fdatasyncs have begun.
+    pub fn started_syncs(&self) -> u64 {
+        self.state.borrow().started_syncs
+    }
+
+    /// The operation in flight that was started last takes longer than all others, those that are still to come included.
+    pub fn delay_last(&self) {
+        if let Some(waiting) = self.state.borrow_mut().waiting.last_mut() {
+            waiting.delayed = true;
+        }
+    }
+
     /// Lets [`SimulatedDisk::complete_one`] complete operations of another file, too.
     pub fn complete_along_with(&self, companion: Rc<SimulatedDisk>) {
         self.state.borrow_mut().companions.push(companion);
     }
 
-    /// Completes one of the operations in flight, drawn from `rng`. Returns false when there is none.
+    /// Completes one of the operations in flight, drawn from `rng`; the delayed ones last. Returns false when there is none.
     pub fn complete_one(&self, rng: &mut SmallRng) -> bool {
+        self.complete_undelayed(rng) || self.complete_first(|_| true)
+    }
+
+    /// Completes one of the operations in flight that are not delayed, drawn from `rng`. Returns false when there is none.
+    pub fn complete_undelayed(&self, rng: &mut SmallRng) -> bool {
+        let candidates = self.undelayed();
         let companions = self.state.borrow().companions.clone();
         for companion in companions {
-            if companion.in_flight() > 0 && (self.in_flight() == 0 || rng.random()) {
+            if companion.in_flight() > 0 && (candidates.is_empty() || rng.random()) {
                 return companion.complete_one(rng);
             }
         }
-        let in_flight = self.in_flight();
-        if in_flight > 0 {
-            self.complete(rng.random_range(0..in_flight));
+        if !candidates.is_empty() {
+            self.complete(candidates[rng.random_range(0..candidates.len())]);
         }
-        in_flight > 0
+        !candidates.is_empty()
+    }
+
+    fn undelayed(&self) -> Vec<usize> {
+        let state = self.state.borrow();
+        let waiting = state.waiting.iter().enumerate();
+        waiting
+            .filter(|(_, waiting)| !waiting.delayed)
+            .map(|(index, _)| index)
+            .collect()
     }
 
     /// Completes the oldest of the operations in flight that `chosen` picks. Returns false when there is none.
@@ -307,9 +337,11 @@ impl Storage for SimulatedDisk {
     fn start(&self, operation: Operation, ticket: Ticket) {
         let mut state = self.state.borrow_mut();
         let started_after = state.completed_writes;
+        state.started_syncs += u64::from(matches!(operation, Operation::Sync));
         state.waiting.push(Waiting {
             operation,
             ticket,
+            delayed: false,
             started_after,
         });
     }

@@ -88,6 +88,24 @@ impl Machine {
         self.collect(u64::MAX)
     }
 
+    /// A kill now, and a power loss when the next process has begun so many fdatasyncs.
+    pub(super) fn lose_power_in_recovery(
+        &mut self,
+        barriers: u64,
+        states: Range<u64>,
+        seed: u64,
+    ) -> Result<(), String> {
+        self.collect(u64::MAX)?;
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let platter = self.simulation.disk().crash_point(CrashModel::Kill).random(&mut rng);
+        let left_behind = self.simulation.left_behind(CrashModel::Kill);
+        let mut recovering = self.begin_opening(platter, left_behind, &mut rng)?;
+        recovering.step_to_barrier(barriers);
+        let model = CrashModel::PowerLoss;
+        let point = recovering.disk().crash_point(model);
+        self.explore(&point, None, model, Phase::Recovery, states, seed)
+    }
+
     fn explore(
         &mut self,
         point: &CrashPoint,
@@ -137,19 +155,24 @@ impl Machine {
             }
             let mut simulation = self.begin_opening(platter.clone(), left_behind.clone(), rng)?;
             phase = Phase::Recovery;
-            if rng.random_range(0..4) == 0 {
+            match rng.random_range(0..4) {
                 // Between two changes of the metadata cache.
-                simulation.watch(rng.random_range(1..12));
-                rest(&mut simulation)?;
-                if let Some(instant) = simulation.seen() {
-                    model = CrashModel::Kill;
-                    platter = instant.point.random(rng);
-                    left_behind = instant.left_behind;
-                    continue;
+                0 => {
+                    simulation.watch(rng.random_range(1..12));
+                    rest(&mut simulation)?;
+                    if let Some(instant) = simulation.seen() {
+                        model = CrashModel::Kill;
+                        platter = instant.point.random(rng);
+                        left_behind = instant.left_behind;
+                        continue;
+                    }
                 }
-            } else {
-                for _ in 0..rng.random_range(0..30) {
-                    simulation.step();
+                // At a barrier, when the most is uncertain. Recovery has no more than these.
+                1 => simulation.step_to_barrier(rng.random_range(1..=8)),
+                _ => {
+                    for _ in 0..rng.random_range(0..30) {
+                        simulation.step();
+                    }
                 }
             }
             model = if rng.random() {

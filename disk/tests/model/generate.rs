@@ -4,6 +4,7 @@ use disk::simulation::CrashModel;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
+use super::directed;
 use super::script::{Below, Compressed, Op, Script, Shape};
 
 /// What a script is for.
@@ -20,6 +21,9 @@ pub enum Kind {
 /// The script of a seed.
 pub fn generate(seed: u64, kind: Kind) -> Script {
     let mut rng = SmallRng::seed_from_u64(seed);
+    if let Some(script) = directed(kind, &mut rng) {
+        return script;
+    }
     let shape = shape(&mut rng);
     let mut ops = Vec::new();
     match kind {
@@ -46,6 +50,17 @@ pub fn generate(seed: u64, kind: Kind) -> Script {
         }
     }
     Script { shape, ops }
+}
+
+/// Some scripts go straight to where it matters.
+fn directed(kind: Kind, rng: &mut SmallRng) -> Option<Script> {
+    match (kind, rng.random_range(0..48)) {
+        (Kind::Life | Kind::Crashes, 0..2) => Some(directed::late_transfer(rng)),
+        (Kind::Crashes, 2..4) => Some(directed::new_refcount_blocks(rng)),
+        (Kind::Crashes, 4..6) => Some(directed::counted_in_the_page_cache(rng)),
+        (Kind::Crashes, 6..8) => Some(directed::full_image(rng)),
+        _ => None,
+    }
 }
 
 fn shape(rng: &mut SmallRng) -> Shape {
@@ -90,6 +105,7 @@ fn shape(rng: &mut SmallRng) -> Shape {
         largest,
         below,
         compressed,
+        filled: 0,
         cache_bytes: if grows || rng.random() { 0 } else { 1 << 20 },
     }
 }
@@ -134,6 +150,7 @@ fn op(shape: &Shape, habits: &Habits, rng: &mut SmallRng) -> Op {
         67..68 if rng.random() => Op::Age,
         67..68 => Op::Settle,
         68..69 if rng.random_range(0..3) == 0 => Op::Reopen,
+        69..71 => Op::Delay,
         _ => Op::Steps {
             count: rng.random_range(1..=habits.most_steps),
             order: rng.random(),
@@ -163,6 +180,12 @@ fn crash(ops: &mut Vec<Op>, rng: &mut SmallRng) {
     if rng.random_range(0..3) == 0 {
         let most = if rng.random() { 12 } else { 48 };
         let (count, order) = (rng.random_range(0..most), rng.random());
+        let moment = if rng.random() {
+            Op::Steps { count, order }
+        } else {
+            let barriers = rng.random_range(1..=4);
+            Op::ToBarrier { barriers, order }
+        };
         let change = [
             Op::Flush,
             Op::Flush,
@@ -171,28 +194,40 @@ fn crash(ops: &mut Vec<Op>, rng: &mut SmallRng) {
             Op::Delete(0),
             Op::Resize(rng.random_range(0..1024)),
         ];
-        ops.extend([change[rng.random_range(0..change.len())], Op::Steps { count, order }]);
+        ops.extend([change[rng.random_range(0..change.len())], moment]);
     }
     let (count, seed) = (rng.random_range(1..=10), rng.random());
-    ops.push(if rng.random_range(0..5) == 0 {
-        let stores = rng.random_range(1..40);
-        Op::KillWithin {
-            stores,
-            first,
-            count,
-            seed,
+    ops.push(match rng.random_range(0..10) {
+        0 | 1 => {
+            let stores = rng.random_range(1..40);
+            Op::KillWithin {
+                stores,
+                first,
+                count,
+                seed,
+            }
         }
-    } else {
-        let model = if rng.random() {
-            CrashModel::Kill
-        } else {
-            CrashModel::PowerLoss
-        };
-        Op::Crash {
-            model,
-            first,
-            count,
-            seed,
+        2 => {
+            let barriers = rng.random_range(1..=6);
+            Op::LossInRecovery {
+                barriers,
+                first,
+                count,
+                seed,
+            }
+        }
+        _ => {
+            let model = if rng.random() {
+                CrashModel::Kill
+            } else {
+                CrashModel::PowerLoss
+            };
+            Op::Crash {
+                model,
+                first,
+                count,
+                seed,
+            }
         }
     });
 }

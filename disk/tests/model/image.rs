@@ -43,7 +43,7 @@ impl Fixture {
             let mut options = CreateOptions::new(sectors * SECTOR);
             options.cluster_bits = 9 + (shape.cluster_bits + 1) % 4;
             options.backing = raw.map(|_| reference("raw"));
-            let image = build(&options, IDS[1], Compressed::Deflate);
+            let image = build(&options, IDS[1], Compressed::Deflate, 0);
             flat = judge::read::disk(&image, &flat);
             below.insert(0, Layer::Qcow2(image));
         }
@@ -55,7 +55,7 @@ impl Fixture {
             Layer::Raw(_) => reference("raw"),
             Layer::Qcow2(_) => reference("qcow2"),
         });
-        let mut image = build(&options, IDS[2], shape.compressed);
+        let mut image = build(&options, IDS[2], shape.compressed, shape.filled);
         if shape.lazy_refcounts {
             // Compatible feature bit 0.
             image[87] |= 1;
@@ -77,14 +77,14 @@ fn reference(format: &str) -> BackingReference {
     }
 }
 
-/// An image that holds something in some clusters, unless nothing of it is to be compressed.
-fn build(options: &CreateOptions, id: Id, compressed: Compressed) -> Vec<u8> {
+/// An image that holds something in its first `filled` sectors; and in some clusters behind them, unless nothing of it is to be compressed.
+fn build(options: &CreateOptions, id: Id, compressed: Compressed, filled: u64) -> Vec<u8> {
     let mut builder = Builder {
         image: options.metadata().expect("valid options"),
         bits: options.cluster_bits,
         packed_until: 0,
     };
-    if compressed == Compressed::None {
+    if compressed == Compressed::None && filled == 0 {
         return builder.image;
     }
     if compressed == Compressed::Zstd {
@@ -99,9 +99,12 @@ fn build(options: &CreateOptions, id: Id, compressed: Compressed) -> Vec<u8> {
         // The disk's last cluster may end beyond it: zeros.
         let mut bytes = stamps(id, start..(start + per_cluster).min(sectors));
         bytes.resize(builder.cluster_size(), 0);
-        match cluster % 3 {
-            0 => builder.put_compressed(cluster, &bytes, compressed, options.refcount_order >= 3),
-            1 => builder.put(cluster, &bytes),
+        match (compressed, cluster % 3) {
+            (Compressed::Deflate | Compressed::Zstd, 0) => {
+                builder.put_compressed(cluster, &bytes, compressed, options.refcount_order >= 3);
+            }
+            (Compressed::Deflate | Compressed::Zstd, 1) => builder.put(cluster, &bytes),
+            _ if start < filled => builder.put(cluster, &bytes),
             _ => {}
         }
     }

@@ -166,9 +166,18 @@ impl Machine {
             Op::Steps { count, order } => {
                 self.simulation.reseed(order);
                 for _ in 0..count {
-                    self.simulation.step();
+                    self.simulation.step_undelayed();
                 }
                 self.collect(u64::MAX)
+            }
+            Op::ToBarrier { barriers, order } => {
+                self.simulation.reseed(order);
+                self.simulation.step_to_barrier(barriers);
+                self.collect(u64::MAX)
+            }
+            Op::Delay => {
+                self.simulation.disk().delay_last();
+                Ok(())
             }
             Op::Crash {
                 model,
@@ -176,6 +185,12 @@ impl Machine {
                 count,
                 seed,
             } => self.crash(model, first..first + count, seed),
+            Op::LossInRecovery {
+                barriers,
+                first,
+                count,
+                seed,
+            } => self.lose_power_in_recovery(barriers, first..first + count, seed),
             Op::KillWithin {
                 stores,
                 first,

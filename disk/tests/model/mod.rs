@@ -9,6 +9,7 @@
 
 pub mod campaign;
 pub mod crash;
+pub mod directed;
 pub mod faults;
 pub mod generate;
 pub mod image;

@@ -22,6 +22,8 @@ pub struct Shape {
     pub largest: u64,
     pub below: Below,
     pub compressed: Compressed,
+    /// So many sectors hold something from the beginning, compressed or not.
+    pub filled: u64,
     /// Of the metadata cache; 0 is as small as can be.
     pub cache_bytes: usize,
 }
@@ -80,6 +82,14 @@ pub enum Op {
         count: u32,
         order: u64,
     },
+    /// The storage operation that was started last takes longer than all others: only what waits for everything waits for it.
+    Delay,
+    /// Storage operations complete, in an order drawn from a seed, until so many fdatasyncs more have begun: what was written is complete,
+    /// and not durable.
+    ToBarrier {
+        barriers: u64,
+        order: u64,
+    },
     /// Everything in flight comes to its end, and everything is compared.
     Settle,
     /// The image is closed and opened.
@@ -93,6 +103,13 @@ pub enum Op {
         count: u64,
         seed: u64,
     },
+    /// A kill, and in the recovery from it a power loss, when so many fdatasyncs have begun; else as before.
+    LossInRecovery {
+        barriers: u64,
+        first: u64,
+        count: u64,
+        seed: u64,
+    },
     /// A kill between two stores to the metadata cache: after so many of them; else as before.
     KillWithin {
         stores: u64,
@@ -100,6 +117,16 @@ pub enum Op {
         count: u64,
         seed: u64,
     },
+}
+
+impl Op {
+    /// Whether it is a request of the guest.
+    pub fn is_request(&self) -> bool {
+        matches!(
+            self,
+            Op::Write { .. } | Op::Zero { .. } | Op::Discard { .. } | Op::Read { .. } | Op::Flush
+        )
+    }
 }
 
 impl Script {

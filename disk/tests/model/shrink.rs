@@ -67,7 +67,11 @@ impl Shrinker {
         };
         let mut ops = self.best.ops.clone();
         match ops.get_mut(op) {
-            Some(Op::Crash { first, count, .. } | Op::KillWithin { first, count, .. }) => (*first, *count) = (state, 1),
+            Some(
+                Op::Crash { first, count, .. }
+                | Op::KillWithin { first, count, .. }
+                | Op::LossInRecovery { first, count, .. },
+            ) => (*first, *count) = (state, 1),
             _ => return,
         }
         let candidate = self.with_ops(ops);
@@ -127,6 +131,7 @@ impl Shrinker {
                 cache_bytes: 0,
                 ..shape
             },
+            Shape { filled: 0, ..shape },
         ] {
             let candidate = Script {
                 shape,
@@ -150,6 +155,15 @@ fn smaller(op: Op) -> Vec<Op> {
                 .chain([Op::Steps { count, order: 0 }, Op::Settle])
                 .collect()
         }
+        Op::ToBarrier { barriers, order } => vec![
+            Op::ToBarrier { barriers: 1, order },
+            Op::ToBarrier {
+                barriers: barriers - 1,
+                order,
+            },
+            Op::ToBarrier { barriers, order: 0 },
+            Op::Settle,
+        ],
         Op::Crash {
             model,
             first,
@@ -201,6 +215,31 @@ fn smaller(op: Op) -> Vec<Op> {
                 first,
                 count,
                 seed: 1,
+            },
+        ],
+        Op::LossInRecovery {
+            barriers,
+            first,
+            count,
+            seed,
+        } => vec![
+            Op::LossInRecovery {
+                barriers,
+                first: first + count - 1,
+                count: 1,
+                seed,
+            },
+            Op::LossInRecovery {
+                barriers: 1,
+                first,
+                count,
+                seed,
+            },
+            Op::LossInRecovery {
+                barriers,
+                first,
+                count,
+                seed: 0,
             },
         ],
         Op::KillWithin {
