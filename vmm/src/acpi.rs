@@ -43,6 +43,11 @@ const NO_C3: u16 = 1001;
 /// PCI interrupt pins A to D arrive at these inputs of the I/O APIC, one after the other.
 const FIRST_PCI_GSI: u32 = 16;
 
+/// The input of the I/O APIC at which pin `pin` (0 for INTA#) of slot `slot` arrives, swizzled so that neighbours do not share.
+pub const fn pci_gsi(slot: u32, pin: u32) -> u32 {
+    FIRST_PCI_GSI + (slot + pin) % 4
+}
+
 /// The tables do not fit into their place.
 #[derive(Debug, thiserror::Error)]
 pub enum AcpiError {
@@ -256,13 +261,13 @@ fn pci_host_bridge() -> Vec<u8> {
     bytes_of(&Scope::new(Path::new("_SB_"), vec![&bridge]))
 }
 
-/// Interrupts of PCI slots 1 to 31, swizzled so that neighbours do not share (6.2.13, "_PRT").
+/// Interrupts of PCI slots 1 to 31 (6.2.13, "_PRT").
 fn interrupt_routing() -> PackageBuilder {
     let mut routing = PackageBuilder::new();
     for slot in 1..32u32 {
         for pin in 0..4u32 {
             let all_functions = slot << 16 | 0xffff;
-            let gsi = FIRST_PCI_GSI + (slot + pin) % 4;
+            let gsi = pci_gsi(slot, pin);
             routing.add_element(&Package::new(vec![&all_functions, &(pin as u8), &0u8, &gsi]));
         }
     }

@@ -3,6 +3,7 @@
 pub mod cd_rom_argument;
 pub mod disk_argument;
 mod drive_options;
+pub mod ide_argument;
 pub mod img;
 pub mod nbd;
 pub mod run;

@@ -1,5 +1,6 @@
 //! Interrupt lines into KVM's in-kernel interrupt controllers.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
@@ -42,5 +43,35 @@ impl InterruptLine for EdgeLine {
 
     fn lower(&self) {
         self.high.store(false, Ordering::SeqCst);
+    }
+}
+
+/// A PCI interrupt line, by level, on the I/O APIC: it stays what it is until the device says otherwise (KVM API, 4.25 KVM_IRQ_LINE).
+pub struct LevelLine {
+    vm: Arc<VmFd>,
+    gsi: u32,
+}
+
+impl LevelLine {
+    /// A line to the global system interrupt `gsi`.
+    pub fn new(vm: &Arc<VmFd>, gsi: u32) -> Self {
+        Self { vm: vm.clone(), gsi }
+    }
+
+    fn set(&self, high: bool) {
+        // It can only fail without interrupt controllers in the kernel, and those were made first.
+        if let Err(error) = self.vm.set_irq_line(self.gsi, high) {
+            tracing::debug!(gsi = self.gsi, high, %error, "interrupt line not set");
+        }
+    }
+}
+
+impl InterruptLine for LevelLine {
+    fn raise(&self) {
+        self.set(true);
+    }
+
+    fn lower(&self) {
+        self.set(false);
     }
 }

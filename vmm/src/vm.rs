@@ -8,7 +8,9 @@ use anyhow::Context;
 use devices::bus::PortBus;
 use devices::chipset::{Chipset, ChipsetConfig, Plugged};
 use devices::ide::cd_rom_handle::{ButtonOutcome, CdRomHandle, Medium, TrayLocked};
-use devices::ide::controller::IdeOptions;
+use devices::ide::controller::{ChannelModes, IdeOptions};
+use devices::interrupt::InterruptLine;
+use devices::pci::slot;
 use devices::serial::{COM1_GSI, Serial};
 use disk::Disk;
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_pit_config};
@@ -19,9 +21,10 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::announcer::Announcer;
 use crate::boot::{Entry, Payload};
 use crate::cli::disk_argument::Slot;
+use crate::cli::ide_argument::IdeArgument;
 use crate::console::Output;
 use crate::exits::ExitOptions;
-use crate::interrupts::EdgeLine;
+use crate::interrupts::{EdgeLine, LevelLine};
 use crate::kernel_ports::{self, InOrder, KernelPorts, PortsCell};
 use crate::memory::{self, MemorySize, layout};
 use crate::metrics::Metrics;
@@ -34,6 +37,9 @@ use crate::{acpi, cpuid, kvm_memory, registers};
 
 /// The ISA interrupts of the two IDE channels.
 const IDE_GSI: [u32; 2] = [14, 15];
+
+/// The first interrupt pin of a PCI slot.
+const INTA: u32 = 0;
 
 /// What a machine is built of.
 pub struct VmConfig {
@@ -57,6 +63,8 @@ pub struct VmConfig {
     pub exits: ExitOptions,
     /// Counts what the machine does.
     pub metrics: Arc<Metrics>,
+    /// Which IDE controller there is.
+    pub ide: IdeArgument,
     /// Whom to tell of what happens.
     pub announcer: Arc<Announcer>,
 }
@@ -108,7 +116,7 @@ impl Vm {
                 Arc::new(EdgeLine::new(&fd, IDE_GSI[0])?),
                 Arc::new(EdgeLine::new(&fd, IDE_GSI[1])?),
             ],
-            ide: IdeOptions::default(),
+            ide: ide_options(config.ide, &fd),
             drives,
             serial: serial.clone(),
             power: config.power.clone(),
@@ -296,6 +304,17 @@ fn create_interrupt_controllers(vm: &VmFd) -> anyhow::Result<()> {
         ..Default::default()
     };
     vm.create_pit2(pit).context("KVM_CREATE_PIT2 failed")
+}
+
+/// INTA# of the IDE function leads where the ACPI tables say; in compatibility mode there is none.
+fn ide_options(argument: IdeArgument, vm: &Arc<VmFd>) -> IdeOptions {
+    let gsi = acpi::pci_gsi(u32::from(slot::IDE.device), INTA);
+    let line = || -> Arc<dyn InterruptLine> { Arc::new(LevelLine::new(vm, gsi)) };
+    IdeOptions {
+        chip: argument.chip,
+        modes: argument.modes,
+        pci_line: (argument.modes != ChannelModes::Compatibility).then(line),
+    }
 }
 
 fn create_serial(vm: &VmFd, config: &VmConfig) -> anyhow::Result<Arc<Serial>> {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use disk::failpoint;
 use guest_images::{Guest, Image, NestedHost};
-use system_tests::crash::{BareMetalCampaign, LinuxCampaign, Tally, run_bare_metal, run_linux};
+use system_tests::crash::{BareMetalCampaign, Failure, LinuxCampaign, Tally, run_bare_metal, run_linux};
 use system_tests::{HostKind, static_spindle_with_failpoints, target_folder};
 
 use crate::progress::{say, store_with_progress};
@@ -68,8 +68,10 @@ pub fn crash(options: &Options) -> Result<ExitCode> {
             seed,
             folder: &target_folder().join("crash"),
         };
-        let mut next = 0;
+        let (mut next, mut failures) = (0, 0);
         let tally = run_bare_metal(&campaign, |tally| {
+            tally.failures[failures..].iter().for_each(say_failure);
+            failures = tally.failures.len();
             if tally.kills >= next {
                 next = tally.kills + 250;
                 tell(tally);
@@ -126,7 +128,9 @@ fn print(tally: &Tally) {
         tally.recovery.p99,
         tally.failures.len()
     );
-    for failure in &tally.failures {
-        println!("  FAILED, seed {}: {}: {}", failure.seed, failure.place, failure.what);
-    }
+    tally.failures.iter().for_each(say_failure);
+}
+
+fn say_failure(failure: &Failure) {
+    eprintln!("FAILED, seed {}: {}: {}", failure.seed, failure.place, failure.what);
 }

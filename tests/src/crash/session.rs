@@ -12,7 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{FlockOperation, MemfdFlags, fcntl_lock, memfd_create};
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::script::{GuestMemory, MEMORY_ARGUMENT, Progress};
@@ -113,8 +114,36 @@ impl Hypervisor {
     }
 }
 
+/// Waits until the kernel has let go of the image of a process that was killed: the last writes and syncs in flight go on without it. On a
+/// busy disk that takes longer than the two seconds for which an open waits.
+fn wait_until_unlocked(image: &Path) -> Result<()> {
+    let begin = Instant::now();
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .open(image)
+        .with_context(|| format!("Cannot open {}", image.display()))?;
+    // A lock of this process, which meets those of others; closing the file ends it.
+    while let Err(error) = fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
+        ensure!(
+            error == Errno::AGAIN || error == Errno::ACCESS,
+            "cannot lock {}: {error}",
+            image.display()
+        );
+        ensure!(
+            begin.elapsed() < PATIENCE,
+            "{} is still locked {} s after its process was killed",
+            image.display(),
+            PATIENCE.as_secs()
+        );
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
 impl Session {
     pub(super) fn start(memory: Arc<GuestMemory>, start: &Start<'_>) -> Result<Self> {
+        wait_until_unlocked(start.disk)?;
         let trace = File::from(memfd_create("spindle-trace", MemfdFlags::CLOEXEC).context("Cannot make a memfd")?);
         trace.set_len((TRACE_WORDS * 8) as u64)?;
         let mut command = start.hypervisor.command(&memory, start)?;

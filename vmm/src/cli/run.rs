@@ -14,6 +14,7 @@ use kvm_ioctls::Kvm;
 use super::Cli;
 use super::cd_rom_argument::CdRomArgument;
 use super::disk_argument::{DiskArgument, Slot, assign_slots, root_device};
+use super::ide_argument::IdeArgument;
 use crate::announcer::Announcer;
 use crate::boot::{CommandLine, Guest, Initrd, Kernel, Payload};
 use crate::console::{Console, ConsoleTarget};
@@ -81,6 +82,18 @@ pub struct Arguments {
     /// slot, the drive is hdc. On a terminal, Ctrl-A e presses its eject button.
     #[arg(long, value_name = "CDROM", num_args = 0..=1, default_missing_value = "")]
     pub cdrom: Option<CdRomArgument>,
+
+    /// IDE controller: chip=piix4|piix3,mode=compatibility|switchable|native
+    ///
+    /// The mode is that of both channels: the ports and interrupts of the first PCs, for ever; those until the guest switches a
+    /// channel to native mode; or native mode, with ports by BARs and one PCI interrupt. No real PIIX has the other two.
+    #[arg(
+        long,
+        value_name = "IDE",
+        default_value = "chip=piix4,mode=compatibility",
+        hide_default_value = true
+    )]
+    pub ide: IdeArgument,
 
     /// How disk operations reach the host: io_uring or threads
     #[arg(long, value_name = "AIO", default_value_t)]
@@ -227,6 +240,7 @@ fn with_disks(
             power: power.clone(),
             milestones: milestones.clone(),
             exits: arguments.exits,
+            ide: arguments.ide,
             metrics: metrics.clone(),
             announcer: announcer.clone(),
         };
