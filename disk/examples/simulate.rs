@@ -245,7 +245,7 @@ fn planted_bugs(report: &mut Value, most: u64, only: Option<&str>) -> bool {
 }
 
 #[cfg(not(feature = "planted-bugs"))]
-fn planted_bugs(_: &mut Value, _: u64) -> bool {
+fn planted_bugs(_: &mut Value, _: u64, _: Option<&str>) -> bool {
     eprintln!("error: this was built without the feature planted-bugs");
     false
 }
