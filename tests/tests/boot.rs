@@ -110,3 +110,25 @@ fn bzimage_as_debian_ships_it_boots_as_well() {
 
     assert_eq!(output_of(&outcome), "up\n");
 }
+
+#[test]
+#[ignore = "boots a guest: `cargo xtask test` runs it"]
+fn channels_in_native_mode_interrupt_by_one_pci_line() {
+    let host = Host::for_guest(Image::Tiny).unwrap();
+    let command = "dd if=/dev/sda of=/dev/null bs=1M count=4 iflag=direct 2>/dev/null && cat /proc/interrupts /proc/ioports; dmesg";
+    let native = Boot {
+        options: ["--ide", "chip=piix3,mode=native"].map(str::to_owned).into(),
+        ..Boot::exec(Host::ROOT_DISK, command)
+    };
+
+    let output = output_of(&boot(&host, &native));
+
+    let line = output
+        .lines()
+        .find(|line| line.contains("ata_piix") && line.contains("fasteoi"));
+    assert!(line.is_some_and(|line| line.contains("17-fasteoi")), "{output}");
+    assert!(
+        !output.contains("lost interrupt") && !output.contains("nobody cared"),
+        "{output}"
+    );
+}
