@@ -37,10 +37,10 @@ pub fn header(bytes: &[u8]) {
 /// Where the check found nothing wrong, what was written is read back, what was not written stays, and the check must find nothing
 /// wrong afterwards. In an image whose clusters have two owners, a write to one is a write to the other.
 pub fn image(bytes: &[u8]) {
-    if Header::parse(bytes).is_ok_and(|header| header.cluster_bits > MAX_CLUSTER_BITS) {
+    if has_large_clusters(bytes) {
         return;
     }
-    let was_clean = is_clean(bytes);
+    let was_clean = is_whole(bytes);
     read_at_rest(bytes);
     let seed = bytes
         .iter()
@@ -55,7 +55,7 @@ pub fn image(bytes: &[u8]) {
     let sound = session.work(was_clean);
     let closed = session.simulation.close();
     if let (true, true, Ok(bytes)) = (was_clean, sound, closed) {
-        assert!(is_clean(&bytes), "a clean image was spoilt");
+        assert!(is_whole(&bytes), "a clean image was spoilt");
     }
 }
 
@@ -114,7 +114,20 @@ fn in_memory(bytes: &[u8]) -> Option<(File, PathBuf)> {
     Some((file, path))
 }
 
-fn is_clean(bytes: &[u8]) -> bool {
+/// Opens an image that is not too large for a fuzzer, if that can be opened.
+pub fn open(bytes: &[u8], seed: u64) -> Option<Simulation> {
+    if has_large_clusters(bytes) {
+        return None;
+    }
+    Simulation::open(bytes.to_vec(), None, None, seed).ok()
+}
+
+fn has_large_clusters(bytes: &[u8]) -> bool {
+    Header::parse(bytes).is_ok_and(|header| header.cluster_bits > MAX_CLUSTER_BITS)
+}
+
+/// Whether the check finds nothing wrong with an image.
+pub fn is_whole(bytes: &[u8]) -> bool {
     let Some((_file, path)) = in_memory(bytes) else {
         return false;
     };

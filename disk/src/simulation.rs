@@ -22,7 +22,7 @@ use crate::qcow2::{self, CachePlan, Opening, Qcow2};
 use crate::raw::Raw;
 use crate::storage::ImageFile;
 use crate::tasks::Tasks;
-use crate::{Command, DiskError};
+use crate::{Command, DiskError, Request};
 
 use memory::SimulatedMemory;
 
@@ -245,13 +245,25 @@ impl Simulation {
             return outcome;
         }
         let slot = outcome.clone();
-        let tell: Tell = Box::new(move |result| slot.set(result.map_err(Into::into)));
+        self.start_command(command, Box::new(move |result| slot.set(result.map_err(Into::into))));
+        outcome
+    }
+
+    /// Starts the request of a front end, as the engine does.
+    pub fn serve(&self, request: Request) {
+        let Request { command, done } = request;
+        match command.check(self.capacity(), false) {
+            Ok(()) => self.start_command(command, done),
+            Err(error) => done(Err(error)),
+        }
+    }
+
+    fn start_command(&self, command: Command, tell: Tell) {
         if let Err((command, tell)) = self.direct.start(self.image(), command, tell) {
             let image = self.image().clone();
             self.tasks.spawn(async move { tell(image.execute(command).await) });
         }
         self.tasks.run();
-        outcome
     }
 
     /// Lets metadata that is dirty become old, so that it is written back by itself.

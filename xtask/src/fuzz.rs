@@ -39,6 +39,9 @@ enum Target {
     Nbd,
     /// What a guest does to the IDE controller, and what is saved of it
     Ide,
+    /// What a guest does on an IDE disk whose image is damaged
+    #[value(name = "guest_image")]
+    GuestImage,
 }
 
 impl Target {
@@ -49,13 +52,14 @@ impl Target {
             Target::CacheFile => "cache_file",
             Target::Nbd => "nbd",
             Target::Ide => "ide",
+            Target::GuestImage => "guest_image",
         }
     }
 
     /// The longest input, in bytes.
     fn max_length(self) -> u32 {
         match self {
-            Target::Header => 1 << 10,
+            Target::Header | Target::GuestImage => 1 << 10,
             Target::Image => 32 << 10,
             Target::CacheFile | Target::Nbd | Target::Ide => 8 << 10,
         }

@@ -6,6 +6,8 @@ mod compact_flash;
 mod dma;
 mod driver;
 mod error_policy;
+#[path = "../guest_image/mod.rs"]
+mod guest_image;
 #[path = "../hostile_guest/mod.rs"]
 mod hostile_guest;
 mod logs;
@@ -22,3 +24,4 @@ mod saved;
 mod security;
 mod threads;
 mod topology;
+mod whole_stack;
