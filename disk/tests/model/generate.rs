@@ -29,11 +29,11 @@ pub fn generate(seed: u64, kind: Kind) -> Script {
     match kind {
         Kind::Life => {
             let count = rng.random_range(30..120);
-            let habits = Habits::new(&mut rng);
+            let habits = Habits::new(kind, &mut rng);
             ops.extend((0..count).map(|_| op(&shape, &habits, &mut rng)));
         }
         Kind::Faults => {
-            let habits = Habits::new(&mut rng);
+            let habits = Habits::new(kind, &mut rng);
             ops.extend((0..16).map(|_| op(&shape, &habits, &mut rng)));
             // A snapshot, and what is copied because of it.
             ops.push(Op::Create);
@@ -42,7 +42,7 @@ pub fn generate(seed: u64, kind: Kind) -> Script {
         }
         Kind::Crashes => {
             for _ in 0..rng.random_range(2..5) {
-                let habits = Habits::new(&mut rng);
+                let habits = Habits::new(kind, &mut rng);
                 let count = rng.random_range(2..60);
                 ops.extend((0..count).map(|_| op(&shape, &habits, &mut rng)));
                 crash(&mut ops, &mut rng);
@@ -54,6 +54,9 @@ pub fn generate(seed: u64, kind: Kind) -> Script {
 
 /// Some scripts go straight to where it matters.
 fn directed(kind: Kind, rng: &mut SmallRng) -> Option<Script> {
+    if kind == Kind::Faults {
+        return None;
+    }
     match (kind, rng.random_range(0..48)) {
         (Kind::Life | Kind::Crashes, 0..2) => Some(directed::late_transfer(rng)),
         (Kind::Crashes, 2..4) => Some(directed::new_refcount_blocks(rng)),
@@ -112,6 +115,8 @@ fn shape(rng: &mut SmallRng) -> Shape {
 
 /// What a stretch of a script prefers.
 struct Habits {
+    /// Storage operations may take longer than all others.
+    delays: bool,
     whole_clusters: bool,
     longest_bits: u32,
     most_steps: u32,
@@ -120,8 +125,9 @@ struct Habits {
 }
 
 impl Habits {
-    fn new(rng: &mut SmallRng) -> Self {
+    fn new(kind: Kind, rng: &mut SmallRng) -> Self {
         Self {
+            delays: kind != Kind::Faults,
             whole_clusters: rng.random_range(0..3) == 0,
             longest_bits: rng.random_range(0..=8),
             most_steps: [3, 8, 40][rng.random_range(0..3)],
@@ -150,7 +156,7 @@ fn op(shape: &Shape, habits: &Habits, rng: &mut SmallRng) -> Op {
         67..68 if rng.random() => Op::Age,
         67..68 => Op::Settle,
         68..69 if rng.random_range(0..3) == 0 => Op::Reopen,
-        69..71 => Op::Delay,
+        69..71 if habits.delays => Op::Delay,
         _ => Op::Steps {
             count: rng.random_range(1..=habits.most_steps),
             order: rng.random(),
