@@ -91,10 +91,8 @@ pub fn run_linux_power(campaign: &LinuxPowerCampaign<'_>, mut progress: impl FnM
                     Violation::Refused => column.refused += 1,
                 }
                 if column.failures.len() < MOST_EXAMPLES {
-                    scene.keep(
-                        &state,
-                        &campaign.folder.join(format!("linux-failure-{}", column.states)),
-                    )?;
+                    let name = format!("linux-failure-{}-{}", campaign.seed, column.states);
+                    scene.keep(&state, &campaign.folder.join(name))?;
                     let place = format!(
                         "{}, crash before event {at} of {}, {tear:?}: {} of {} changes kept whole",
                         scene.describe(),
