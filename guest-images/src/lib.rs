@@ -35,7 +35,7 @@ mod tool;
 
 pub use apt::{AptSource, apt_sources};
 pub use error::Error;
-pub use ext4::{check_ext4, dump_from_ext4, ext4_from_directory};
+pub use ext4::{check_ext4, dump_from_ext4, ext4_from_directory, folder_from_ext4};
 pub use guest::{Guest, Image};
 pub use kernel::Kernel;
 pub use load_guest::LoadGuest;

@@ -15,6 +15,8 @@
 //!
 //! The same under a stock Linux guest, which says on its console what it made durable: [`linux`] and [`acknowledged`].
 //!
+//! Power losses are made of recordings of the image: [`power_loss`] under the bare-metal guest, [`linux_power`] under Linux.
+//!
 //! Kills come at random, after a random number of acknowledgements in the log, or by a failpoint (`disk::failpoint`), at the N-th
 //! time that the process passes a named place of the write path or of recovery.
 
@@ -23,6 +25,7 @@ mod campaign;
 mod guest;
 mod life;
 mod linux;
+mod linux_power;
 mod oracle;
 mod power_loss;
 mod script;
@@ -32,5 +35,6 @@ mod workload;
 
 pub use campaign::{BareMetalCampaign, run_bare_metal};
 pub use linux::{LinuxCampaign, run_linux};
+pub use linux_power::{LinuxPowerCampaign, run_linux_power};
 pub use power_loss::{Column, PowerCampaign, can_record, run_power};
 pub use tally::{Failure, Kills, Spread, Tally};

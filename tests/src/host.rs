@@ -180,6 +180,7 @@ impl Host {
                     scratch: &self.scratch(),
                     base: base.as_deref(),
                     exchange: None,
+                    recorded: None,
                     memory: self.guest_memory + NESTED_OVERHEAD,
                     cpus: self.cpus,
                     log: self.folder.path().join("nested-host.log"),
@@ -196,8 +197,21 @@ impl Host {
     /// # Errors
     /// If the nested host is needed and does not start.
     pub fn stand(&self) -> Result<StandingHost> {
+        self.stand_with(None)
+    }
+
+    /// The same; the programs can have the raw file `recorded` too, at [`StandingHost::recorded`]. In the nested host that is a
+    /// disk, whose writes and flushes are the file's.
+    ///
+    /// # Errors
+    /// If the nested host is needed and does not start.
+    pub fn stand_on(&self, recorded: &Path) -> Result<StandingHost> {
+        self.stand_with(Some(recorded))
+    }
+
+    fn stand_with(&self, recorded: Option<&Path>) -> Result<StandingHost> {
         let Some(images) = &self.nested else {
-            return Ok(StandingHost::here(self.work()));
+            return Ok(StandingHost::here(self.work(), recorded));
         };
         let base = self.base.as_ref().map(Guest::ext4);
         let base = base.context("A standing host has the files of a guest")?;
@@ -209,11 +223,12 @@ impl Host {
             scratch: &self.scratch(),
             base: Some(&base),
             exchange: Some(&exchange),
+            recorded,
             memory: self.guest_memory + NESTED_OVERHEAD,
             cpus: self.cpus,
             log: self.folder.path().join("nested-host.log"),
         })?;
-        Ok(StandingHost::nested(nested, events, exchange))
+        Ok(StandingHost::nested(nested, events, exchange, recorded.is_some()))
     }
 
     /// Brings the file `name` back from the work folder. Not during a run.

@@ -27,6 +27,8 @@ pub(crate) struct NestedOptions<'a> {
     pub(crate) base: Option<&'a Path>,
     /// A raw file that the nested host has as its third disk, to bring files back while it is up. Only with a base.
     pub(crate) exchange: Option<&'a Path>,
+    /// A raw file that the nested host has as its fourth disk. Its flushes are flushes of the file. Only with an exchange.
+    pub(crate) recorded: Option<&'a Path>,
     /// Memory in MiB.
     pub(crate) memory: u32,
     pub(crate) cpus: u32,
@@ -246,6 +248,12 @@ fn spawn_qemu(options: &NestedOptions<'_>, ports: Vec<OwnedFd>) -> Result<Child>
         command
             .arg("-drive")
             .arg(format!("file={file},format=raw,if=virtio,cache=unsafe"));
+    }
+    if let Some(recorded) = options.recorded {
+        let file = option_value(recorded);
+        command.arg("-drive").arg(format!(
+            "file={file},format=raw,if=virtio,cache=writeback,discard=unmap"
+        ));
     }
     command.args(["-device", "virtio-serial"]);
     let mut mappings = Vec::new();

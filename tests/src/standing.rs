@@ -18,6 +18,7 @@ use crate::run::{End, Event, Input, Session};
 /// Made by [`crate::Host::stand`]. One program runs in it at a time; shell commands run beside it.
 pub struct StandingHost {
     place: Place,
+    recorded: Option<PathBuf>,
     /// The program's last words on the console may come behind the report of its end.
     ended: Option<End>,
     console_ended: bool,
@@ -56,26 +57,37 @@ impl StandingHost {
     /// The largest file that can be brought back.
     pub(crate) const EXCHANGE_BYTES: u64 = 1 << 30;
 
-    pub(crate) fn here(work: PathBuf) -> Self {
-        Self::of(Place::Here { work, program: None })
+    /// What the nested host calls its fourth disk.
+    const RECORDED: &str = "/dev/vdd";
+
+    pub(crate) fn here(work: PathBuf, recorded: Option<&Path>) -> Self {
+        Self::of(Place::Here { work, program: None }, recorded.map(Path::to_owned))
     }
 
-    pub(crate) fn nested(nested: Nested, events: Receiver<Event>, exchange: PathBuf) -> Self {
-        Self::of(Place::Nested {
+    /// `recorded`: whether it has that disk.
+    pub(crate) fn nested(nested: Nested, events: Receiver<Event>, exchange: PathBuf, recorded: bool) -> Self {
+        let place = Place::Nested {
             nested: Box::new(nested),
             events,
             exchange,
-        })
+        };
+        Self::of(place, recorded.then(|| PathBuf::from(Self::RECORDED)))
     }
 
-    fn of(place: Place) -> Self {
+    fn of(place: Place, recorded: Option<PathBuf>) -> Self {
         Self {
             place,
+            recorded,
             ended: None,
             console_ended: false,
             rest: VecDeque::new(),
             stderr: Vec::new(),
         }
+    }
+
+    /// Where programs find the file of [`crate::Host::stand_on`].
+    pub fn recorded(&self) -> Option<&Path> {
+        self.recorded.as_deref()
     }
 
     /// Starts a program in the work folder, without input. The one before has ended.

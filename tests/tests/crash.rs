@@ -1,12 +1,13 @@
 //! Promise K on the real thing: five hundred kills under a bare-metal guest, each sector compared after each, and ten under a stock
-//! Linux, which looks for all that it had made durable.
+//! Linux, which looks for all that it had made durable. Promise P on the real thing: power losses under both.
 
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::Command;
 
 use system_tests::crash::{
-    BareMetalCampaign, LinuxCampaign, PowerCampaign, can_record, run_bare_metal, run_linux, run_power,
+    BareMetalCampaign, LinuxCampaign, LinuxPowerCampaign, PowerCampaign, can_record, run_bare_metal, run_linux,
+    run_linux_power, run_power,
 };
 use system_tests::{static_spindle, workspace_folder};
 
@@ -116,4 +117,29 @@ fn nothing_that_linux_made_durable_is_lost_in_ten_kills() {
     assert!(tally.failures.is_empty(), "{:#?}", tally.failures);
     assert_eq!(tally.kills, LINUX_KILLS);
     assert!(tally.acknowledged > 0, "the kills came too early to prove anything");
+}
+
+#[test]
+#[ignore = "boots a guest: `cargo xtask test` runs it"]
+fn a_power_loss_takes_nothing_that_linux_made_durable() {
+    if let Err(error) = can_record() {
+        eprintln!("left out: {error:#}");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let campaign = LinuxPowerCampaign {
+        spindle: &static_spindle().unwrap(),
+        states: 30,
+        seed: seed(),
+        folder: folder.path(),
+    };
+
+    let column = run_linux_power(&campaign, |_, _| {}).unwrap();
+
+    println!("{column:#?}");
+    if column.violations() > 0 {
+        println!("the images are kept in {}", folder.keep().display());
+    }
+    assert!(column.failures.is_empty(), "{:#?}", column.failures);
+    assert!(column.acknowledged > 0, "the crashes came too early to prove anything");
 }

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use system_tests::crash::{Column, PowerCampaign, run_power};
-use system_tests::{static_spindle_with_failpoints, target_folder};
+use guest_images::{Guest, Image, NestedHost};
+use system_tests::crash::{Column, LinuxPowerCampaign, PowerCampaign, run_linux_power, run_power};
+use system_tests::{HostKind, static_spindle_with_failpoints, target_folder};
 
 use crate::progress::{say, store_with_progress};
 use crate::report;
@@ -25,9 +26,17 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 400)]
     qemu_states: u64,
 
+    /// How many of spindle's under a stock Linux guest
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    linux_states: u64,
+
     /// Decides workloads and crash states; drawn, and printed, if it is not said
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
+
+    /// A static binary, instead of one that is built now
+    #[arg(long, value_name = "FILE")]
+    spindle: Option<PathBuf>,
 
     /// Write power.json into this folder
     #[arg(long, value_name = "DIR")]
@@ -38,18 +47,29 @@ pub struct Options {
 pub fn power(options: &Options) -> Result<ExitCode> {
     install_for_power()?;
     let seed = options.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
-    let (_store, progress) = store_with_progress()?;
-    say(&progress, "building spindle (cargo build --release)");
-    // The build that `crash` uses, too; nothing arms its failpoints here.
-    let spindle = static_spindle_with_failpoints()?;
+    let (store, progress) = store_with_progress()?;
+    if options.linux_states > 0 {
+        Guest::get(&store, Image::Debian)?;
+        if HostKind::detect() == HostKind::Nested {
+            NestedHost::get(&store)?;
+        }
+    }
+    let spindle = if let Some(given) = &options.spindle {
+        given.clone()
+    } else {
+        say(&progress, "building spindle (cargo build --release)");
+        // The build that `crash` uses, too; nothing arms its failpoints here.
+        static_spindle_with_failpoints()?
+    };
     progress.finish_and_clear();
     eprintln!("seed {seed}");
+    let folder = target_folder().join("power");
     let campaign = PowerCampaign {
         spindle: &spindle,
         states: options.states,
         qemu_states: options.qemu_states,
         seed,
-        folder: &target_folder().join("power"),
+        folder: &folder,
     };
     let mut next = 0;
     let columns = run_power(&campaign, |columns| {
@@ -59,7 +79,23 @@ pub fn power(options: &Options) -> Result<ExitCode> {
             columns.iter().filter(|column| column.states > 0).for_each(tell);
         }
     });
-    let columns = columns.context("The campaign cannot go on")?;
+    let mut columns = columns.context("The campaign cannot go on")?;
+    columns.retain(|column| column.states > 0);
+    if options.linux_states > 0 {
+        let campaign = LinuxPowerCampaign {
+            spindle: &spindle,
+            states: options.linux_states,
+            seed,
+            folder: &folder,
+        };
+        let column = run_linux_power(&campaign, |column, disk| {
+            if column.states % 20 == 1 {
+                tell(column);
+                println!("  now {disk}");
+            }
+        });
+        columns.push(column.context("The power losses under the Linux guest cannot go on")?);
+    }
     for column in &columns {
         tell(column);
         for failure in &column.failures {
@@ -78,15 +114,20 @@ pub fn power(options: &Options) -> Result<ExitCode> {
 
 fn tell(column: &Column) {
     println!(
-        "{}, {}: {} states of {} recordings: {} lost something, {} corrupt, {} do not open, {} with leaks ({:.0} s)",
+        "{}, {} guest, {}: {} states of {} recordings with {} changes and syncs: {} lost something, {} corrupt, {} do not open, {} with leaks ({:.0} s)",
         column.hypervisor,
+        column.guest,
         column.model,
         column.states,
         column.recordings,
+        column.events,
         column.lost,
         column.corrupt,
         column.refused,
         column.leaky,
         column.seconds
     );
+    if column.acknowledged > 0 {
+        println!("  {} acknowledgements looked for", column.acknowledged);
+    }
 }

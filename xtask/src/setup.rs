@@ -44,15 +44,19 @@ pub fn setup(options: &Options) -> Result<()> {
 const QEMU: (&str, &str) = ("qemu-system-x86_64", "qemu-system-x86");
 
 /// Programs of others that tests compare ours with, or use as its clients.
-const PEERS: [(&str, &str); 4] = [
+const PEERS: [(&str, &str); 5] = [
     ("fio", "fio"),
     ("nbdcopy", "libnbd-bin"),
     ("nbdinfo", "libnbd-bin"),
     FUSE,
+    SQLITE,
 ];
 
 /// Mounts for who is not root.
 const FUSE: (&str, &str) = ("fusermount3", "fuse3");
+
+/// Looks at a guest's database in a crash state of its disk.
+const SQLITE: (&str, &str) = ("sqlite3", "sqlite3");
 
 /// Installs the Debian packages of programs that are missing, and sees to it that apt knows those that guests are made of.
 pub fn install_missing(kind: HostKind) -> Result<()> {
@@ -66,7 +70,7 @@ pub fn install_for_tests(kind: HostKind) -> Result<()> {
 
 /// The same for recordings of an image on a file system of our own, with QEMU beside spindle.
 pub fn install_for_power() -> Result<()> {
-    install(true, &[FUSE])
+    install(true, &[FUSE, SQLITE])
 }
 
 /// The same for benchmarks, where QEMU is the peer whatever the host is.

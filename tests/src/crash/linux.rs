@@ -23,10 +23,12 @@ use super::tally::{Failure, Spread, Tally};
 use crate::run::End;
 use crate::{Happening, Host, StandingHost, check_image, target_folder};
 
+/// Says what is there of the workload's files.
+pub(super) const LOOK: &str = include_str!("linux-look.sh");
 const WORKLOAD: &str = include_str!("linux-workload.sh");
 
 /// Bytes of the file system under test.
-const DISK_BYTES: u64 = 64 << 20;
+pub(super) const DISK_BYTES: u64 = 64 << 20;
 
 /// Kills on one disk at most.
 const KILLS_A_DISK: u64 = 25;
@@ -34,7 +36,7 @@ const KILLS_A_DISK: u64 = 25;
 const DISKS_AT_LEAST: u64 = 2;
 
 /// A guest that says nothing new for so long hangs.
-const PATIENCE: Duration = Duration::from_secs(600);
+pub(super) const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Where the failpoints of a process in the host leave their trace, in the work folder.
 const TRACE: &str = "trace";
@@ -157,24 +159,25 @@ fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// A disk under test.
-struct Disk {
+pub(super) struct Disk {
     /// Its name in the work folder.
-    name: String,
+    pub(super) name: String,
     /// Its backing file's.
-    backing: Option<String>,
-    options: &'static str,
-    describe: String,
+    pub(super) backing: Option<String>,
+    pub(super) options: &'static str,
+    pub(super) describe: String,
     /// How many processes to kill on it.
     kills: u64,
     /// Decides when.
     seed: u64,
 }
 
+/// What a disk is above.
+pub(super) const SHAPES: [&str; 3] = ["plain", "under a snapshot", "above a backing file"];
+
 fn make_disks(folder: &Path, campaign: &LinuxCampaign<'_>) -> Result<Vec<Disk>> {
     let mut random = StdRng::seed_from_u64(campaign.seed);
-    let content = folder.join("content");
-    std::fs::create_dir(&content)?;
-    std::fs::write(content.join("workload.sh"), WORKLOAD)?;
+    let content = make_content(folder)?;
     let raw = folder.join("empty.raw");
     ext4_from_directory(&content, &raw, DISK_BYTES)?;
     let power_off = folder.join("power-off.elf");
@@ -182,54 +185,68 @@ fn make_disks(folder: &Path, campaign: &LinuxCampaign<'_>) -> Result<Vec<Disk>> 
     let mut disks = Vec::new();
     let kills_a_disk = KILLS_A_DISK.min(campaign.kills.div_ceil(DISKS_AT_LEAST)).max(1);
     for number in 0..campaign.kills.div_ceil(kills_a_disk) {
-        let clusters = [4096, 65536, 65536, 512][random.random_range(0..4)];
-        let options = [
-            "discard=unmap",
-            "discard=unmap",
-            "discard=ignore",
-            "discard=unmap,detect-zeroes=unmap",
-        ];
-        let options = options[random.random_range(0..4)];
-        let shape = ["plain", "under a snapshot", "above a backing file"][random.random_range(0..3)];
-        let name = format!("disk-{number}.qcow2");
-        let image = folder.join(&name);
-        let cluster_option = format!("cluster_size={clusters}");
-        let convert = |to: &Path| {
-            let arguments = ["convert", "-f", "raw", "-O", "qcow2", "-o", &cluster_option].map(AsRef::as_ref);
-            run_tool(
-                "qemu-img",
-                arguments.into_iter().chain([raw.as_os_str(), to.as_os_str()]),
-            )
-        };
-        let mut backing = None;
-        if shape == "above a backing file" {
-            let below = format!("below-{number}.qcow2");
-            convert(&folder.join(&below))?;
-            crate::create_overlay(&image, &below)?;
-            backing = Some(below);
-        } else {
-            convert(&image)?;
-        }
-        if shape == "under a snapshot" {
-            run_tool(
-                "qemu-img",
-                ["snapshot", "-c", "before"]
-                    .map(AsRef::as_ref)
-                    .into_iter()
-                    .chain([image.as_os_str()]),
-            )?;
-        }
-        let describe = format!("disk {number} ({shape}, clusters of {clusters}, {options})");
-        disks.push(Disk {
-            name,
-            backing,
-            options,
-            describe,
-            kills: kills_a_disk.min(campaign.kills - number * kills_a_disk),
-            seed: random.random(),
-        });
+        let shape = SHAPES[random.random_range(0..3)];
+        let mut disk = make_disk(folder, &raw, number, shape, &mut random)?;
+        disk.kills = kills_a_disk.min(campaign.kills - number * kills_a_disk);
+        disks.push(disk);
     }
     Ok(disks)
+}
+
+/// What the file system under test holds at first: the workload.
+pub(super) fn make_content(folder: &Path) -> Result<PathBuf> {
+    let content = folder.join("content");
+    std::fs::create_dir(&content)?;
+    std::fs::write(content.join("workload.sh"), [LOOK, WORKLOAD].concat())?;
+    Ok(content)
+}
+
+/// Makes disk `number` of the content of `raw`, as an image in `folder`. Nothing is to be killed on it yet.
+pub(super) fn make_disk(folder: &Path, raw: &Path, number: u64, shape: &str, random: &mut StdRng) -> Result<Disk> {
+    let clusters = [4096, 65536, 65536, 512][random.random_range(0..4)];
+    let options = [
+        "discard=unmap",
+        "discard=unmap",
+        "discard=ignore",
+        "discard=unmap,detect-zeroes=unmap",
+    ];
+    let options = options[random.random_range(0..4)];
+    let name = format!("disk-{number}.qcow2");
+    let image = folder.join(&name);
+    let cluster_option = format!("cluster_size={clusters}");
+    let convert = |to: &Path| {
+        let arguments = ["convert", "-f", "raw", "-O", "qcow2", "-o", &cluster_option].map(AsRef::as_ref);
+        run_tool(
+            "qemu-img",
+            arguments.into_iter().chain([raw.as_os_str(), to.as_os_str()]),
+        )
+    };
+    let mut backing = None;
+    if shape == "above a backing file" {
+        let below = format!("below-{number}.qcow2");
+        convert(&folder.join(&below))?;
+        crate::create_overlay(&image, &below)?;
+        backing = Some(below);
+    } else {
+        convert(&image)?;
+    }
+    if shape == "under a snapshot" {
+        run_tool(
+            "qemu-img",
+            ["snapshot", "-c", "before"]
+                .map(AsRef::as_ref)
+                .into_iter()
+                .chain([image.as_os_str()]),
+        )?;
+    }
+    Ok(Disk {
+        name,
+        backing,
+        options,
+        describe: format!("disk {number} ({shape}, clusters of {clusters}, {options})"),
+        kills: 0,
+        seed: random.random(),
+    })
 }
 
 /// Where the guests of one disk live and die.
@@ -317,7 +334,9 @@ impl Ward<'_, '_> {
         } else {
             None
         };
-        self.host.launch(&boot_command(self.disk, seed, rounds, failpoint))?;
+        let mut command = environment(failpoint);
+        command.extend(boot_command(&self.disk.name, self.disk.options, seed, rounds));
+        self.host.launch(&command)?;
         let mut boot = Boot::default();
         let mut console = String::new();
         let end = self.follow(plan, &mut boot, &mut console);
@@ -497,18 +516,23 @@ impl Ward<'_, '_> {
         check_image(&image).context("qemu-img check finds fault with the image")?;
         let raw = image.with_extension("raw");
         crate::convert_to_raw(&image, &raw)?;
-        let program = find_program("e2fsck").context("`e2fsck` is not installed; `cargo xtask setup` installs it")?;
-        let preened = Command::new(program)
-            .arg("-p")
-            .arg(&raw)
-            .output()
-            .context("Cannot run e2fsck")?;
-        let said = String::from_utf8_lossy(&preened.stdout);
-        // e2fsck(8): 1 is "file system errors corrected", which files that were deleted while open are, too.
-        let fine = matches!(preened.status.code(), Some(0 | 1)) && said.lines().all(is_expected_after_a_kill);
-        ensure!(fine, "e2fsck -p: {said}");
-        check_ext4(&raw).context("e2fsck -fn finds fault with the file system")
+        mend_filesystem(&raw)
     }
+}
+
+/// Replays the journal of the file system on `raw` and clears orphaned inodes. There is nothing else to mend.
+pub(super) fn mend_filesystem(raw: &Path) -> Result<()> {
+    let program = find_program("e2fsck").context("`e2fsck` is not installed; `cargo xtask setup` installs it")?;
+    let preened = Command::new(program)
+        .arg("-p")
+        .arg(raw)
+        .output()
+        .context("Cannot run e2fsck")?;
+    let said = String::from_utf8_lossy(&preened.stdout);
+    // e2fsck(8): 1 is "file system errors corrected", which files that were deleted while open are, too.
+    let fine = matches!(preened.status.code(), Some(0 | 1)) && said.lines().all(is_expected_after_a_kill);
+    ensure!(fine, "e2fsck -p: {said}");
+    check_ext4(raw).context("e2fsck -fn finds fault with the file system")
 }
 
 /// What e2fsck says of a file system that was not unmounted and is whole.
@@ -539,18 +563,18 @@ fn environment(failpoint: Option<&str>) -> Vec<String> {
     command
 }
 
-fn boot_command(disk: &Disk, seed: u32, rounds: u32, failpoint: Option<&str>) -> Vec<String> {
+/// Boots the guest with the image `disks/NAME` as its disk under test; it looks, and then works for so many rounds.
+pub(super) fn boot_command(name: &str, options: &str, seed: u32, rounds: u32) -> Vec<String> {
     // By its place: the kernel names disks in the order in which it finds them.
     let script = format!(
         "until d=$(ls /sys/bus/scsi/devices/0:0:0:0/block); do sleep .1; done; mount -o noatime /dev/$d /mnt || echo FAILED: mount
-cp /mnt/workload.sh /run && SEED={seed} ROUNDS={rounds} && . /run/workload.sh"
+cp /mnt/workload.sh /run && cd /mnt && SEED={seed} ROUNDS={rounds} && . /run/workload.sh"
     );
     let append = format!(
         "console=ttyS0 nokaslr root=hdb ro quiet {} spindle.exec={}",
         crate::Boot::LEAN,
         BASE64_STANDARD.encode(script)
     );
-    let mut command = environment(failpoint);
     let (kernel, initrd) = (format!("base/{}", Guest::KERNEL), format!("base/{}", Guest::INITRAMFS));
     let words = [
         "./spindle",
@@ -562,9 +586,9 @@ cp /mnt/workload.sh /run && SEED={seed} ROUNDS={rounds} && . /run/workload.sh"
         "--append",
         &append,
     ];
-    command.extend(words.map(str::to_owned));
+    let mut command = words.map(str::to_owned).to_vec();
     command.push("--disk".to_owned());
-    command.push(format!("disks/{},slot=hda,{}", disk.name, disk.options));
+    command.push(format!("disks/{name},slot=hda,{options}"));
     command.push("--disk".to_owned());
     command.push(format!("base/{},slot=hdb,readonly", Guest::DISK));
     command.extend(["--memory", "256M", "--console", "stdio", "--no-reboot"].map(str::to_owned));
@@ -582,7 +606,7 @@ fn logged(errors: &str, name: &str) -> u64 {
     values.filter_map(|value| value.parse::<u64>().ok()).sum()
 }
 
-fn tail(console: &str) -> &str {
+pub(super) fn tail(console: &str) -> &str {
     let start = console.len().saturating_sub(4000);
     let start = (start..console.len())
         .find(|at| console.is_char_boundary(*at))

@@ -28,6 +28,9 @@ use super::workload::{Mix, Workload};
 /// Crash states that are made of one recording.
 const STATES_A_RECORDING: u64 = 50;
 
+/// Failures that are told of, and whose images are kept.
+pub(super) const MOST_EXAMPLES: usize = 5;
+
 /// Commands of one guest.
 const COMMANDS: usize = 40;
 
@@ -61,15 +64,19 @@ pub fn can_record() -> Result<()> {
 pub struct Column {
     /// Whose image it was.
     pub hypervisor: String,
+    /// What ran on it: "bare-metal" or "linux".
+    pub guest: String,
     /// "power loss", or "kill" for states in which nothing is lost but what the process had in its memory.
     pub model: String,
     /// Workloads that were recorded.
     pub recordings: u64,
-    /// Syncs in them.
+    /// Writes, holes and syncs in them.
+    pub events: u64,
+    /// Of these, syncs.
     pub syncs: u64,
     /// Crash states that were looked at.
     pub states: u64,
-    /// States in which a sector holds what it must not: what was promised is gone, or something foreign shows.
+    /// States in which a sector holds what it must not, or a file: what was promised is gone, or something foreign shows.
     pub lost: u64,
     /// States whose image `qemu-img check` calls corrupt.
     pub corrupt: u64,
@@ -77,8 +84,10 @@ pub struct Column {
     pub refused: u64,
     /// States with leaked clusters: for spindle after its recovery, for QEMU as the crash left them.
     pub leaky: u64,
-    /// Sectors that were compared.
+    /// Sectors that were compared, under the bare-metal guest.
     pub sectors: u64,
+    /// What the Linux guest had acknowledged before the crash and was looked for.
+    pub acknowledged: u64,
     /// Seconds that it took.
     pub seconds: f64,
     /// Examples of what went wrong, a few.
@@ -99,6 +108,7 @@ impl Column {
 pub fn run_power(campaign: &PowerCampaign<'_>, mut progress: impl FnMut(&[Column])) -> Result<Vec<Column>> {
     let column = |hypervisor: &str, model: &str| Column {
         hypervisor: hypervisor.to_owned(),
+        guest: "bare-metal".to_owned(),
         model: model.to_owned(),
         ..Column::default()
     };
@@ -159,6 +169,7 @@ impl Laboratory<'_> {
         let cluster_size: u64 = [512, 4096, 4096, 65536, 65536][random.random_range(0..5)];
         let (commands, recording) = self.record(cluster_size, &mut random)?;
         column.recordings += 1;
+        column.events += recording.events.len() as u64;
         column.syncs += recording.syncs() as u64;
         for _ in 0..states {
             let at = random.random_range(0..=recording.events.len());
@@ -181,7 +192,6 @@ impl Laboratory<'_> {
                 Verdict::Refused(what) => (&mut column.refused, what),
             };
             *kind += 1;
-            const MOST_EXAMPLES: usize = 5;
             if column.failures.len() < MOST_EXAMPLES {
                 let (pending, kept) = (state.pending, state.kept);
                 let place = format!(
@@ -269,7 +279,7 @@ impl Laboratory<'_> {
 }
 
 /// A kill leaves a metadata cache on tmpfs; a power loss does not.
-fn forget_cache(disk: &Path) -> Result<()> {
+pub(super) fn forget_cache(disk: &Path) -> Result<()> {
     let file = std::fs::metadata(disk)?;
     let cache = format!("/dev/shm/spindle-{:x}-{:x}.cache", file.dev(), file.ino());
     match std::fs::remove_file(cache) {

@@ -182,18 +182,21 @@ fn kills(points: &Value) -> Vec<Bar> {
 }
 
 fn power(page: &mut String, results: &Value) {
-    page.push_str("<h2>Power loss under the whole VMM</h2><p>The image lies on a recording file system; crash states have all that was synced and any part of the rest, torn at 512 bytes. QEMU runs the same guest with the same script; a kill of QEMU's leaves all that it had written.</p>");
+    page.push_str("<h2>Power loss under the whole VMM</h2><p>The image lies on a recording file system; crash states have all that was synced and any part of the rest, torn at 512 bytes. A state under the Linux guest must have what the guest had acknowledged. QEMU runs the bare-metal guest with the same script; a kill of QEMU's leaves all that it had written.</p>");
     let empty = Vec::new();
     let columns = results.as_array().unwrap_or(&empty);
-    const ROWS: [(&str, &str); 9] = [
+    const ROWS: [(&str, &str); 12] = [
+        ("guest", "guest"),
         ("model", "model"),
         ("recordings", "recorded workloads"),
-        ("syncs", "syncs in them"),
+        ("events", "writes, holes and syncs in them"),
+        ("syncs", "of these, syncs"),
         ("states", "crash states"),
-        ("lost", "states with a sector that is not what it must be"),
+        ("lost", "states with a sector or a file that is not what it must be"),
         ("corrupt", "states that qemu-img check calls corrupt"),
         ("refused", "states that do not open"),
         ("leaky", "states with leaks"),
+        ("acknowledged", "acknowledged transactions and files looked for"),
         ("seconds", "seconds"),
     ];
     let mut head = vec![""];
@@ -210,8 +213,9 @@ fn power(page: &mut String, results: &Value) {
     for column in columns {
         let _ = write!(
             page,
-            "<h3>{}, {}</h3>",
+            "<h3>{}, {} guest, {}</h3>",
             text(&column["hypervisor"]),
+            text(&column["guest"]),
             text(&column["model"])
         );
         failures(page, &column["failures"]);
