@@ -130,8 +130,7 @@ fn crash(page: &mut String, results: &Value) {
     page.push_str("<h2>Kills of the real thing</h2>");
     let empty = Vec::new();
     let tallies = results.as_array().unwrap_or(&empty);
-    const ROWS: [(&str, &str); 13] = [
-        ("guest", "guest"),
+    const ROWS: [(&str, &str); 12] = [
         ("kills", "processes killed"),
         ("random_kills", "at a random moment"),
         ("failpoint_kills", "at a failpoint"),
@@ -149,10 +148,16 @@ fn crash(page: &mut String, results: &Value) {
         let values = tallies.iter().map(|tally| number(&tally[*key]));
         std::iter::once((*label).to_owned()).chain(values).collect()
     });
-    table(page, &[""], rows);
+    let guests = tallies.iter().filter_map(|tally| tally["guest"].as_str());
+    let head: Vec<&str> = std::iter::once("under the guest").chain(guests).collect();
+    table(page, &head, rows);
     page.push_str("<h3>Recovery</h3><p class=\"note\">From the start of the process to the guest's first instruction, in milliseconds.</p>");
     let times = tallies.iter().flat_map(|tally| {
-        [("recovery", "after a kill"), ("clean_open", "after a clean end")].map(|(key, label)| {
+        let kinds = [("recovery", "after a kill"), ("clean_open", "after a clean end")];
+        let measured = kinds
+            .into_iter()
+            .filter(|(key, _)| tally[*key]["count"].as_u64() != Some(0));
+        measured.map(|(key, label)| {
             let spread = &tally[key];
             let values = ["count", "median", "p99", "longest"].map(|name| number(&spread[name]));
             std::iter::once(format!("{}, {label}", text(&tally["guest"])))
