@@ -163,6 +163,11 @@ pub fn all() -> Vec<Row> {
         count: 10_000,
         ..ALLOCATING
     };
+    // Two sides that differ so little need a longer look.
+    let many_allocating = Load {
+        count: 100_000,
+        ..ALLOCATING
+    };
     let direct = Load {
         count: 20_000,
         more: &["-t", "none"],
@@ -194,7 +199,7 @@ pub fn all() -> Vec<Row> {
             peer: near.with(Program::Spindle, Sparse1G),
             goal: Some(0.9),
         },
-        ALLOCATING.against_itself(
+        many_allocating.against_itself(
             "allocating writes as with a private metadata cache",
             Empty,
             (Program::SpindlePrivateCache, Empty),
