@@ -161,16 +161,16 @@ impl KernelPorts {
     /// [`KernelPorts::start_events`] is readable, and wherever their order with something else matters.
     pub fn take_starts(&self) {
         let Some(starts) = &self.starts else { return };
-        // One at a time, so that whoever asks later finds the start in the device and not on its way there.
+        // What was latched before a start is in the devices before it, and nothing comes in between.
         let mut pass = self.ring.as_ref().map(HandOver::pass);
         if let Some(pass) = &mut pass {
             self.metrics.latched(pass.apply(|write| self.apply(write)));
         }
         let Some(base) = self.base() else { return };
-        for (channel, value) in starts.take() {
+        starts.take(|channel, value| {
             self.metrics.started();
             self.bus.write(command_port(base, channel), 1, &[value]);
-        }
+        });
         drop(pass);
         self.follow_drives();
     }
@@ -183,11 +183,9 @@ impl KernelPorts {
     /// Closes the ring while a drive waits for the bus master, and opens it afterwards.
     pub fn follow_drives(&self) {
         let awaited = self.watch.start_awaited();
-        if self
-            .ring
-            .as_ref()
-            .is_some_and(|ring| ring.is_closed() != awaited || (awaited && !ring.is_settled()))
-        {
+        // That the ring is closed says nothing while a drive waits: another thread, which looked before, may be about to open it.
+        // Whoever has the pass after the command closes it again, before the guest goes on.
+        if self.ring.as_ref().is_some_and(|ring| awaited || ring.is_closed()) {
             self.set_closed(awaited);
         }
     }

@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "an eventfd has no borrowed form of its own")]
 
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context;
 use devices::ide::kernel_ports::START_VALUES;
@@ -11,23 +12,30 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// The events of both channels, one for each value that starts.
-pub struct Starts([[EventFd; START_VALUES.len()]; 2]);
+pub struct Starts {
+    events: [[EventFd; START_VALUES.len()]; 2],
+    /// Held from looking at the events until the starts are in the devices.
+    taking: Mutex<()>,
+}
 
 impl Starts {
     /// Events that no port raises yet.
     pub fn new() -> anyhow::Result<Self> {
         let event = || EventFd::new(EFD_NONBLOCK).context("Cannot make an eventfd");
-        Ok(Self([[event()?, event()?], [event()?, event()?]]))
+        Ok(Self {
+            events: [[event()?, event()?], [event()?, event()?]],
+            taking: Mutex::new(()),
+        })
     }
 
     /// All of them, for an event loop.
     pub fn events(&self) -> impl Iterator<Item = &EventFd> {
-        self.0.iter().flatten()
+        self.events.iter().flatten()
     }
 
     /// Has a write of a start value to `port` raise `channel`'s events.
     pub fn register(&self, vm: &VmFd, channel: usize, port: u16) -> Result<(), kvm_ioctls::Error> {
-        for (event, value) in self.0[channel].iter().zip(START_VALUES) {
+        for (event, value) in self.events[channel].iter().zip(START_VALUES) {
             vm.register_ioevent(event, &IoEventAddress::Pio(u64::from(port)), value)?;
         }
         Ok(())
@@ -35,25 +43,32 @@ impl Starts {
 
     /// The opposite. What is not registered is let be.
     pub fn unregister(&self, vm: &VmFd, channel: usize, port: u16) {
-        for (event, value) in self.0[channel].iter().zip(START_VALUES) {
+        for (event, value) in self.events[channel].iter().zip(START_VALUES) {
             if let Err(error) = vm.unregister_ioevent(event, &IoEventAddress::Pio(u64::from(port)), value) {
                 tracing::debug!(port, %error, "ioeventfd not taken back");
             }
         }
     }
 
-    /// The starts that were made since the last call, each channel and value once.
-    pub fn take(&self) -> impl Iterator<Item = (usize, u8)> {
+    /// Gives `start` the starts that were made since the last call: channel and value, each once. Whoever asks meanwhile waits, and finds
+    /// the starts in the devices afterwards, not on their way there.
+    pub fn take(&self, mut start: impl FnMut(usize, u8)) {
+        let _taking = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
         // Mostly there is none, which one system call tells for all.
-        let raised = self.is_any_raised();
-        self.0.iter().enumerate().flat_map(move |(channel, events)| {
-            let values = events.iter().zip(START_VALUES);
-            values.filter_map(move |(event, value)| (raised && event.read().is_ok()).then_some((channel, value)))
-        })
+        if !self.is_any_raised() {
+            return;
+        }
+        for (channel, events) in self.events.iter().enumerate() {
+            for (event, value) in events.iter().zip(START_VALUES) {
+                if event.read().is_ok() {
+                    start(channel, value);
+                }
+            }
+        }
     }
 
     fn is_any_raised(&self) -> bool {
-        let [[a, b], [c, d]] = &self.0;
+        let [[a, b], [c, d]] = &self.events;
         let mut poll = [a, b, c, d].map(|event| {
             // SAFETY: the event is open for as long as `self` is borrowed, which is longer than this list lives.
             let fd = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
