@@ -78,3 +78,34 @@ impl Starts {
         rustix::event::poll(&mut poll, Some(&Timespec::default())).map_or(true, |raised| raised > 0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn who_asks_while_a_start_is_on_its_way_finds_it_in_the_device() {
+        let starts = Starts::new().unwrap();
+        let (on_its_way, seen) = mpsc::channel();
+        let in_device = AtomicBool::new(false);
+        starts.events[1][0].write(1).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                starts.take(|channel, value| {
+                    assert_eq!((channel, value), (1, START_VALUES[0]));
+                    on_its_way.send(()).unwrap();
+                    thread::sleep(Duration::from_millis(20));
+                    in_device.store(true, Ordering::SeqCst);
+                });
+            });
+            seen.recv().unwrap();
+            starts.take(|_, _| panic!("it was taken already"));
+            assert!(in_device.load(Ordering::SeqCst));
+        });
+    }
+}
