@@ -24,8 +24,8 @@
 //!
 //! # Locks
 //!
-//! Always in this order: a PCI function's configuration, the pass over the ring, the bus, an IDE channel, the disk engine's
-//! queue. Nothing here is called with a channel locked.
+//! Always in this order: a PCI function's configuration, the pass over the ring, the taking of starts, the bus, an IDE
+//! channel, the disk engine's queue. Nothing here is called with a channel locked.
 //!
 //! # Without the capabilities
 //!
