@@ -5,11 +5,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use disk::failpoint;
-use guest_images::{Guest, Image, NestedHost};
 use system_tests::crash::{BareMetalCampaign, Failure, LinuxCampaign, Tally, run_bare_metal, run_linux};
-use system_tests::{HostKind, static_spindle_with_failpoints, target_folder};
+use system_tests::{HostKind, target_folder};
 
-use crate::progress::{say, store_with_progress};
+use crate::progress::{crash_spindle, prepare_linux, store_with_progress};
 use crate::report;
 use crate::setup::install_missing;
 
@@ -46,17 +45,9 @@ pub fn crash(options: &Options) -> Result<ExitCode> {
     let seed = options.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
     let (store, progress) = store_with_progress()?;
     if options.linux_kills > 0 {
-        Guest::get(&store, Image::Debian)?;
-        if HostKind::detect() == HostKind::Nested {
-            NestedHost::get(&store)?;
-        }
+        prepare_linux(&store)?;
     }
-    let spindle = if let Some(given) = &options.spindle {
-        given.clone()
-    } else {
-        say(&progress, "building spindle with failpoints (cargo build --release)");
-        static_spindle_with_failpoints()?
-    };
+    let spindle = crash_spindle(options.spindle.as_deref(), &progress)?;
     progress.finish_and_clear();
     eprintln!("seed {seed}");
     let mut tallies = Vec::new();

@@ -4,11 +4,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use guest_images::{Guest, Image, NestedHost};
 use system_tests::crash::{Column, LinuxPowerCampaign, PowerCampaign, run_linux_power, run_power};
-use system_tests::{HostKind, static_spindle_with_failpoints, target_folder};
+use system_tests::target_folder;
 
-use crate::progress::{say, store_with_progress};
+use crate::progress::{crash_spindle, prepare_linux, store_with_progress};
 use crate::report;
 use crate::setup::install_for_power;
 
@@ -49,18 +48,9 @@ pub fn power(options: &Options) -> Result<ExitCode> {
     let seed = options.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
     let (store, progress) = store_with_progress()?;
     if options.linux_states > 0 {
-        Guest::get(&store, Image::Debian)?;
-        if HostKind::detect() == HostKind::Nested {
-            NestedHost::get(&store)?;
-        }
+        prepare_linux(&store)?;
     }
-    let spindle = if let Some(given) = &options.spindle {
-        given.clone()
-    } else {
-        say(&progress, "building spindle (cargo build --release)");
-        // The build that `crash` uses, too; nothing arms its failpoints here.
-        static_spindle_with_failpoints()?
-    };
+    let spindle = crash_spindle(options.spindle.as_deref(), &progress)?;
     progress.finish_and_clear();
     eprintln!("seed {seed}");
     let folder = target_folder().join("power");
