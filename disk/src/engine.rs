@@ -335,8 +335,8 @@ impl Engine {
     fn take_requests(&self) -> bool {
         let mut requests = self.taken.take();
         if let Some(waiting) = &mut *self.inbox.lock() {
-            // The queue gets the memory of the one before.
-            std::mem::swap(waiting, &mut requests);
+            // Not swapped: each of the two keeps the memory that it has grown to.
+            requests.append(waiting);
         }
         let progress = !requests.is_empty();
         self.start_requests(requests.drain(..));
