@@ -5,11 +5,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// An interrupt line. Shared between threads.
 pub trait InterruptLine: Send + Sync {
-    /// Drives the line high. On an edge-triggered line a rising edge is one interrupt; on a line that is high already, nothing happens.
+    /// Drives the line high. On an edge-triggered line a rising edge is one interrupt, which [`InterruptLine::deliver`] delivers; on a
+    /// line that is high already, nothing happens.
     fn raise(&self);
 
     /// Drives the line low.
     fn lower(&self);
+
+    /// Delivers the interrupt of a rise that has not been delivered. To be called after [`InterruptLine::raise`], by a caller
+    /// that holds no lock: the CPU that it wakes wants the device's at once.
+    fn deliver(&self) {}
 }
 
 /// A line that only counts: for tests, and for devices whose interrupt goes nowhere.
@@ -86,5 +91,9 @@ impl InterruptLine for SharedLine {
 
     fn lower(&self) {
         self.set(false);
+    }
+
+    fn deliver(&self) {
+        self.line.deliver();
     }
 }

@@ -40,6 +40,7 @@ impl Trigger for Edge {
     fn trigger(&self) -> Result<(), Infallible> {
         self.0.raise();
         self.0.lower();
+        self.0.deliver();
         Ok(())
     }
 }

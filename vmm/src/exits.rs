@@ -24,6 +24,8 @@ pub struct ExitOptions {
     pub coalesced: bool,
     /// The start of the bus master is an event (KVM_CAP_IOEVENTFD).
     pub ioeventfd: bool,
+    /// Interrupts are events (KVM_CAP_IRQFD), and not calls.
+    pub irqfd: bool,
 }
 
 impl Default for ExitOptions {
@@ -31,13 +33,14 @@ impl Default for ExitOptions {
         Self {
             coalesced: true,
             ioeventfd: true,
+            irqfd: false,
         }
     }
 }
 
 /// A `--exits` that does not read as one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("\"{0}\" is not known; say coalesced=on|off and ioeventfd=on|off, with a comma in between")]
+#[error("\"{0}\" is not known; say coalesced=on|off, ioeventfd=on|off and irqfd=on|off, with commas in between")]
 pub struct ExitOptionsError(String);
 
 impl FromStr for ExitOptions {
@@ -56,6 +59,7 @@ impl FromStr for ExitOptions {
             match name {
                 "coalesced" => options.coalesced = value,
                 "ioeventfd" => options.ioeventfd = value,
+                "irqfd" => options.irqfd = value,
                 _ => return Err(unknown()),
             }
         }
@@ -198,7 +202,7 @@ mod tests {
         assert!(!off.coalesced && off.ioeventfd);
         let both = "ioeventfd=off,coalesced=on".parse::<ExitOptions>().expect("options");
         assert!(both.coalesced && !both.ioeventfd);
-        for wrong in ["", "coalesced", "coalesced=maybe", "irqfd=off"] {
+        for wrong in ["", "coalesced", "coalesced=maybe", "msi=off"] {
             assert!(wrong.parse::<ExitOptions>().is_err(), "{wrong}");
         }
     }

@@ -9,7 +9,7 @@
 //! ```text
 //!  vCPU threads ── exits ──> devices::bus ──> devices ──> disk::Engine (submit)
 //!       ^                                        │              │
-//!       └── irqfd <── interrupts <───────────────┴── done <── event_loop (poll)
+//!       └── KVM <──── interrupts <───────────────┴── done <── event_loop (poll)
 //! ```
 //!
 //! # Endings

@@ -113,8 +113,8 @@ impl Vm {
             memory: memory.clone(),
             bus: bus.clone(),
             ide_lines: [
-                Arc::new(EdgeLine::new(&fd, IDE_GSI[0])?),
-                Arc::new(EdgeLine::new(&fd, IDE_GSI[1])?),
+                Arc::new(EdgeLine::new(&fd, IDE_GSI[0], config.exits.irqfd)?),
+                Arc::new(EdgeLine::new(&fd, IDE_GSI[1], config.exits.irqfd)?),
             ],
             ide: ide_options(config.ide, &fd),
             drives,
@@ -317,8 +317,8 @@ fn ide_options(argument: IdeArgument, vm: &Arc<VmFd>) -> IdeOptions {
     }
 }
 
-fn create_serial(vm: &VmFd, config: &VmConfig) -> anyhow::Result<Arc<Serial>> {
-    let line = Arc::new(EdgeLine::new(vm, COM1_GSI)?);
+fn create_serial(vm: &Arc<VmFd>, config: &VmConfig) -> anyhow::Result<Arc<Serial>> {
+    let line = Arc::new(EdgeLine::new(vm, COM1_GSI, config.exits.irqfd)?);
     let input_room = config.input_room.clone();
     let room = move || {
         if let Err(error) = input_room.write(1) {

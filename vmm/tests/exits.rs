@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use spindle::{Outcome, Spindle};
 
-/// Every combination of what the kernel serves.
+/// Every combination of what the kernel serves of the ports.
 const EXIT_OPTIONS: [&str; 4] = [
     "coalesced=on,ioeventfd=on",
     "coalesced=on,ioeventfd=off",

@@ -99,7 +99,7 @@ impl Channel {
         let mut state = self.lock();
         let selected = state.selected;
         let (result, step) = access(&mut state);
-        self.follow(&mut state, selected, step);
+        self.follow(state, selected, step);
         result
     }
 
@@ -126,17 +126,21 @@ impl Channel {
         if moved && !drive.runs_dma() {
             state.end_dma();
         }
-        self.follow(&mut state, index, step);
+        self.follow(state, index, step);
     }
 
     /// What every event ends with.
-    fn follow(&self, state: &mut State, index: usize, step: Step) {
-        self.submit(state, index, step);
+    fn follow(&self, mut state: MutexGuard<'_, State>, index: usize, step: Step) {
+        self.submit(&mut state, index, step);
         if let Some((index, step)) = state.run_dma() {
-            self.submit(state, index, step);
+            self.submit(&mut state, index, step);
         }
-        state.drive_line();
+        let risen = state.drive_line().then(|| state.line().clone());
         self.dma_state.set(state.start_awaited(), state.bus_master.started());
+        drop(state);
+        if let Some(line) = risen {
+            line.deliver();
+        }
     }
 
     /// What can be seen of the bus master without the channel's lock.
@@ -167,11 +171,13 @@ impl Channel {
 
     /// Makes the requests again that wait for the machine to go on. Returns how many.
     pub(super) fn resume(&self) -> usize {
-        let mut state = self.lock();
-        let steps = [0, 1].map(|index| state.drives[index].as_mut().and_then(Drive::resume));
+        let steps = {
+            let mut state = self.lock();
+            [0, 1].map(|index| state.drives[index].as_mut().and_then(Drive::resume))
+        };
         let resumed = steps.iter().flatten().count();
         for (index, step) in steps.into_iter().enumerate() {
-            self.follow(&mut state, index, step);
+            self.follow(self.lock(), index, step);
         }
         resumed
     }
@@ -279,10 +285,11 @@ impl State {
     }
 
     /// Brings the interrupt line to its level: the selected drive's INTRQ, unless nIEN holds it back. Nothing is lost
-    /// by that: when nIEN goes, or the drive is selected, the line rises.
-    fn drive_line(&mut self) {
+    /// by that: when nIEN goes, or the drive is selected, the line rises. Returns whether it did.
+    fn drive_line(&mut self) -> bool {
         let level = self.level();
-        if level && !self.asserted {
+        let rises = level && !self.asserted;
+        if rises {
             // The bus master sees the rise of the wire, whatever the command was (BMIDE 1.0, 2.1).
             self.bus_master.status.insert(BusMasterStatus::INTERRUPT);
             self.line().raise();
@@ -290,5 +297,6 @@ impl State {
             self.line().lower();
         }
         self.asserted = level;
+        rises
     }
 }

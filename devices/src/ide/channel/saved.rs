@@ -74,14 +74,18 @@ impl Channel {
         state.control = saved.control;
         state.bus_master = saved.bus_master;
         // A line that was high is no news to the bus master.
-        if state.level() {
-            state.line().raise();
+        let high = state.level().then(|| state.line().clone());
+        if let Some(line) = &high {
+            line.raise();
             state.asserted = true;
         }
         for (index, step) in steps.into_iter().enumerate() {
             self.submit(&mut state, index, step);
         }
-        self.follow(&mut state, 0, None);
+        self.follow(state, 0, None);
+        if let Some(line) = high {
+            line.deliver();
+        }
         Ok(())
     }
 }
