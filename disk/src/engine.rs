@@ -233,6 +233,11 @@ impl Engine {
         self.readiness.as_fd()
     }
 
+    /// Saves this thread from waking itself: requests made from now on wait for its next [`Engine::poll`], which the caller makes.
+    pub fn expect_requests(&self) {
+        self.doorbell.answer();
+    }
+
     /// Runs everything that can go on: new requests, and those whose storage operations completed. Never blocks, and
     /// returns after a while even if there is more to do; then [`Engine::event_fd`] is still readable.
     pub fn poll(&self) {

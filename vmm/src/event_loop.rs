@@ -111,6 +111,7 @@ struct StartEvents<'a> {
 
 impl MutEventSubscriber for StartEvents<'_> {
     fn process(&mut self, _events: Events, _ops: &mut EventOps) {
+        self.engine.expect_requests();
         self.vm.ports().take_starts();
         self.engine.poll();
     }

@@ -54,28 +54,20 @@ impl Starts {
     /// the starts in the devices afterwards, not on their way there.
     pub fn take(&self, mut start: impl FnMut(usize, u8)) {
         let _taking = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
-        // Mostly there is none, which one system call tells for all.
-        if !self.is_any_raised() {
-            return;
-        }
-        for (channel, events) in self.events.iter().enumerate() {
-            for (event, value) in events.iter().zip(START_VALUES) {
-                if event.read().is_ok() {
-                    start(channel, value);
-                }
-            }
-        }
-    }
-
-    fn is_any_raised(&self) -> bool {
         let [[a, b], [c, d]] = &self.events;
-        let mut poll = [a, b, c, d].map(|event| {
+        let mut polled = [a, b, c, d].map(|event| {
             // SAFETY: the event is open for as long as `self` is borrowed, which is longer than this list lives.
             let fd = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
             PollFd::from_borrowed_fd(fd, PollFlags::IN)
         });
-        // If the question fails, the answer is in the events themselves.
-        rustix::event::poll(&mut poll, Some(&Timespec::default())).map_or(true, |raised| raised > 0)
+        // Mostly there is none, which one system call tells for all. If it fails, the answer is in the events themselves.
+        let known = rustix::event::poll(&mut polled, Some(&Timespec::default())).is_ok();
+        let channels = (0..2).flat_map(|channel| START_VALUES.map(|value| (channel, value)));
+        for ((channel, value), (event, polled)) in channels.zip(self.events().zip(&polled)) {
+            if (!known || !polled.revents().is_empty()) && event.read().is_ok() {
+                start(channel, value);
+            }
+        }
     }
 }
 
