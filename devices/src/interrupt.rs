@@ -12,7 +12,7 @@ pub trait InterruptLine: Send + Sync {
     /// Drives the line low.
     fn lower(&self);
 
-    /// Delivers the interrupt of a rise that has not been delivered. To be called after [`InterruptLine::raise`], by a caller
+    /// Delivers the interrupt of a rise that has not been delivered. To be called after [`InterruptLine::raise`], best by a caller
     /// that holds no lock: the CPU that it wakes wants the device's at once.
     fn deliver(&self) {}
 }

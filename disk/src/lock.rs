@@ -28,7 +28,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Somebody else has it open in a way that excludes ours.
-    #[error("The image is in use: another process {0}")]
+    #[error(
+        "The image is in use: another process {0}, still after {patience} s (one that was killed has it until the disk has taken its last write)",
+        patience = PATIENCE.as_secs()
+    )]
     InUse(&'static str),
     /// The file system does not do locks.
     #[error("Cannot lock the image: {0}")]

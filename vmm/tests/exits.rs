@@ -96,11 +96,11 @@ fn port_exits(metrics: &Path) -> BTreeMap<(String, String), u64> {
         .collect()
 }
 
-fn passed(outcome: &Outcome) {
+fn passed(outcome: &Outcome, options: &str) {
     assert_eq!(
         (outcome.console.as_str(), outcome.code),
         ("OK\n", Some(0)),
-        "{outcome:?}"
+        "{options}: {outcome:?}"
     );
 }
 
@@ -121,7 +121,7 @@ fn a_dma_command_of_linux_takes_fourteen_exits() {
             .arguments(&["--exits", options, "--metrics", name])
             .run();
 
-        passed(&outcome);
+        passed(&outcome, options);
         let exits = port_exits(&metrics);
         let count = |port: &str, direction: &str| {
             exits
@@ -258,7 +258,7 @@ fn cpus_on_two_channels_do_not_disturb_each_other() {
             .arguments(&["--disk", &secondary, "--cpus", "3", "--exits", options])
             .run();
 
-        passed(&outcome);
+        passed(&outcome, options);
     }
 }
 
@@ -302,7 +302,7 @@ fn a_stop_comes_after_the_start_before_it() {
             .arguments(&["--exits", options])
             .run();
 
-        passed(&outcome);
+        passed(&outcome, options);
     }
 }
 
@@ -352,7 +352,7 @@ fn latched_writes_read_back() {
             .arguments(&["--exits", options])
             .run();
 
-        passed(&outcome);
+        passed(&outcome, options);
     }
 }
 
@@ -394,7 +394,7 @@ fn a_string_instruction_is_taken_as_a_slice() {
         .arguments(&["--metrics", metrics.to_str().expect("a plain name")])
         .run();
 
-    passed(&outcome);
+    passed(&outcome, "the defaults");
     let exits = port_exits(&metrics);
     let reads = exits[&("0x1f0".to_owned(), "in".to_owned())];
     assert!(
