@@ -1,7 +1,7 @@
 //! Interrupt lines into KVM's in-kernel interrupt controllers.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
 use devices::interrupt::InterruptLine;
@@ -22,8 +22,9 @@ enum Way {
     /// One `write` (KVM API, 4.75 KVM_IRQFD). The kernel makes the pulse later, on a worker's thread: on the PIC's interrupts it may not
     /// sleep where the write is.
     Irqfd(EventFd),
-    /// Two calls, and it is made when they are (KVM API, 4.25 KVM_IRQ_LINE).
-    Calls(Arc<VmFd>),
+    /// Two calls, and it is made when they are (KVM API, 4.25 KVM_IRQ_LINE). One thread at a time: a pulse that begins within another
+    /// is no edge, and the guest may have taken the first already.
+    Calls(Mutex<Arc<VmFd>>),
 }
 
 impl EdgeLine {
@@ -35,7 +36,7 @@ impl EdgeLine {
                 .with_context(|| format!("KVM refuses an irqfd for interrupt {gsi}"))?;
             Way::Irqfd(event)
         } else {
-            Way::Calls(vm.clone())
+            Way::Calls(Mutex::new(vm.clone()))
         };
         Ok(Self {
             gsi,
@@ -69,7 +70,11 @@ impl InterruptLine for EdgeLine {
                     tracing::debug!(gsi = self.gsi, %error, "interrupt lost");
                 }
             }
-            Way::Calls(vm) => [true, false].into_iter().for_each(|high| set_level(vm, self.gsi, high)),
+            Way::Calls(vm) => {
+                let vm = vm.lock().unwrap_or_else(PoisonError::into_inner);
+                set_level(&vm, self.gsi, true);
+                set_level(&vm, self.gsi, false);
+            }
         }
     }
 }
@@ -144,5 +149,27 @@ mod tests {
                 assert!(Instant::now() < patience, "irqfd {irqfd}: no interrupt");
             }
         }
+    }
+
+    #[test]
+    fn a_pulse_waits_for_the_end_of_another() {
+        let vm = Arc::new(Kvm::new().and_then(|kvm| kvm.create_vm()).expect("a VM"));
+        vm.create_irq_chip().expect("interrupt controllers");
+        let line = EdgeLine::new(&vm, 5, false).expect("a line");
+        let Way::Calls(calls) = &line.way else {
+            panic!("an irqfd that nobody asked for");
+        };
+        let another = calls.lock().expect("nobody panics");
+        std::thread::scope(|scope| {
+            let delivery = scope.spawn(|| {
+                line.raise();
+                line.deliver();
+            });
+            std::thread::sleep(Duration::from_millis(20));
+            assert_eq!(requested(&vm), 0);
+            drop(another);
+            delivery.join().expect("it ends");
+            assert_eq!(requested(&vm), 1 << 5);
+        });
     }
 }
