@@ -171,13 +171,12 @@ impl Channel {
 
     /// Makes the requests again that wait for the machine to go on. Returns how many.
     pub(super) fn resume(&self) -> usize {
-        let steps = {
+        let mut resumed = 0;
+        for index in 0..2 {
             let mut state = self.lock();
-            [0, 1].map(|index| state.drives[index].as_mut().and_then(Drive::resume))
-        };
-        let resumed = steps.iter().flatten().count();
-        for (index, step) in steps.into_iter().enumerate() {
-            self.follow(self.lock(), index, step);
+            let step = state.drives[index].as_mut().and_then(Drive::resume);
+            resumed += usize::from(step.is_some());
+            self.follow(state, index, step);
         }
         resumed
     }
